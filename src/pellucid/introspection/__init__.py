@@ -1,0 +1,1 @@
+"""Mathematics on numpy arrays; imports nothing else of Pellucid."""

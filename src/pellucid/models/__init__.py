@@ -1,0 +1,1 @@
+"""What a transformer can tell us: finding, loading and running models."""

@@ -1,0 +1,1 @@
+"""Hidden states to one vector, as the repository says."""

@@ -1,0 +1,1 @@
+"""A tiny deterministic transformer in numpy: everything that a backend does, without torch."""

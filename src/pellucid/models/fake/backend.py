@@ -1,0 +1,241 @@
+"""A model that is none: deterministic, tiny, numpy only; for tests and clients without torch.
+
+It is a real transformer all the same (random weights from a seed), so padding, causality, cross
+attention and knock-outs behave as they do in a trained one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.errors import (
+    AttentionUnavailable,
+    ChatTemplateMissing,
+    GenerationUnavailable,
+    LogitLensUnavailable,
+    TargetRequired,
+)
+from pellucid.models.backend import (
+    AttentionName,
+    AttentionSink,
+    Batch,
+    CaptureSpec,
+    Encoding,
+    Float32,
+    HiddenStatesName,
+    Int64,
+    ModelInfo,
+    ModelOutputs,
+    Truncation,
+)
+from pellucid.models.fake.tokenizer import PAD_ID, SEP_ID, START_ID, FakeTokenizer
+from pellucid.models.fake.transformer import FakeModel, FakeTransformer, mean_of_real_tokens
+
+__all__ = ["FakeBackend", "FakeModel", "Faults"]
+
+
+@dataclass(slots=True)
+class Faults:
+    """Switches that make a ``FakeBackend`` misbehave from its next call on."""
+
+    error: BaseException | None = None  # raised by every call of tokenize*, encode and inspect
+    hang: threading.Event | None = None  # encode and inspect wait for it
+    delay_s: float = 0.0  # encode and inspect take this long
+    nan: bool = False  # encode and inspect give NaN
+
+
+class FakeBackend:
+    """Implements ``Backend``. Raises when called from two threads at once, or after ``close``."""
+
+    def __init__(self, model: FakeModel | None = None, *, faults: Faults | None = None) -> None:
+        self.model = model or FakeModel()
+        self.faults = faults or Faults()
+        self.closed = False
+        self.num_forwards = 0
+        self._busy = threading.Lock()
+        self._transformer = FakeTransformer(self.model)
+        self._tokenizer = FakeTokenizer(self.model)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._transformer.info
+
+    @property
+    def pad_id(self) -> int:
+        return PAD_ID
+
+    # ------------------------------------------------------------------------------- tokenising
+
+    def tokenize(
+        self,
+        text: str,
+        *,
+        text_pair: str | None = None,
+        max_tokens: int | None = None,
+        truncation: Truncation = "error",
+        target: bool = False,
+    ) -> Encoding:
+        with self._at_work():
+            return self._tokenizer.tokenize(
+                text,
+                text_pair=text_pair,
+                max_tokens=max_tokens,
+                truncation=truncation,
+                target=target,
+            )
+
+    def encoding_of(self, input_ids: Sequence[int], *, target: bool = False) -> Encoding:
+        with self._at_work():
+            return self._tokenizer.encoding_of(input_ids)
+
+    def tokenize_messages(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        truncation: Truncation = "error",
+    ) -> Encoding:
+        """``role: content`` line by line."""
+        if not self.model.has_chat_template:
+            raise ChatTemplateMissing(model_id=self.model.model_id)
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return self.tokenize(text, max_tokens=max_tokens, truncation=truncation)
+
+    def tokenize_for_embedding(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        truncation: Truncation = "end",
+    ) -> list[Encoding]:
+        """Each text after the prompt, cut at ``max_embedding_tokens``."""
+        return [
+            self.tokenize(
+                (prompt or "") + text,
+                max_tokens=self.model.max_embedding_tokens,
+                truncation=truncation,
+            )
+            for text in texts
+        ]
+
+    # ---------------------------------------------------------------------------------- running
+
+    def encode(self, batch: Batch, *, prompt_tokens: Int64 | None = None) -> Float32:
+        """Mean of the last hidden state over real tokens, prompts left out: [batch, hidden]."""
+        with self._forward():
+            spec = CaptureSpec(pooled=True)
+            states = self._transformer.encoder_states(batch, spec, None, {})
+            left_out = batch.num_prompt_tokens if prompt_tokens is None else prompt_tokens
+            pooled = mean_of_real_tokens(states[-1], batch.attention_mask, left_out)
+            return np.full_like(pooled, np.nan) if self.faults.nan else pooled
+
+    def inspect(
+        self, batch: Batch, spec: CaptureSpec, *, sink: AttentionSink | None = None
+    ) -> ModelOutputs:
+        """One forward pass through every stack of the model."""
+        self._refuse(batch, spec)
+        with self._forward():
+            started = time.perf_counter()
+            norms: dict[tuple[AttentionName, int], Float32] = {}
+            states = self._transformer.encoder_states(batch, spec, sink, norms)
+            hidden: dict[HiddenStatesName, Float32] = {}
+            if self.model.kind != "encoder-decoder":
+                hidden["hidden_states"], last = states, states
+            else:
+                hidden["encoder_hidden_states"], last = states, states
+                if batch.decoder_input_ids is not None:
+                    last = self._transformer.decoder_states(batch, states[-1], spec, sink, norms)
+                    hidden["decoder_hidden_states"] = last
+            if self.faults.nan:
+                hidden = {name: np.full_like(values, np.nan) for name, values in hidden.items()}
+            top_k = spec.logit_lens_top_k
+            return ModelOutputs(
+                hidden_states={n: _chosen(v, spec) for n, v in hidden.items()}
+                if spec.hidden_states
+                else {},
+                value_norms=norms if spec.value_norms else {},
+                logits=last[-1] @ self._transformer.embeddings.T if spec.logits else None,
+                logit_lens=self._transformer.logit_lens(last, top_k) if top_k is not None else None,
+                pooled=mean_of_real_tokens(states[-1], batch.attention_mask, None)
+                if spec.pooled
+                else None,
+                forward_ms=(time.perf_counter() - started) * 1000,
+            )
+
+    def generate_greedily(self, encoding: Encoding, *, max_new_tokens: int) -> Int64:
+        """Most likely token after most likely token, until ``[SEP]``."""
+        kind, model_id = self.model.kind, self.model.model_id
+        if kind == "encoder":
+            raise GenerationUnavailable(model_id=model_id, reason="it is an encoder")
+        given = [int(token_id) for token_id in encoding.input_ids]
+        new = [START_ID] if kind == "encoder-decoder" else []
+        while len(new) < max_new_tokens and SEP_ID not in new:
+            if kind == "decoder":
+                batch = _batch_of_ids(given + new)
+            else:
+                batch = _batch_of_ids(given, decoder_input_ids=new)
+            logits = self.inspect(batch, CaptureSpec(logits=True)).logits
+            assert logits is not None
+            new.append(int(logits[0, -1].argmax()))
+        return np.array(new, dtype=np.int64)
+
+    def close(self) -> None:
+        if self._busy.locked():
+            raise RuntimeError("closed while at work")
+        self.closed = True
+
+    def _refuse(self, batch: Batch, spec: CaptureSpec) -> None:
+        model_id, support = self.model.model_id, self.info.attention
+        if spec.attentions and not support.available:
+            raise AttentionUnavailable(model_id=model_id, where="", reason=support.reason)
+        if spec.logit_lens_top_k is not None and self.model.kind != "decoder":
+            raise LogitLensUnavailable(model_id=model_id, reason="it is not a causal model")
+        needs_target = spec.attentions or spec.logits
+        has_target = self.model.kind != "encoder-decoder" or batch.decoder_input_ids is not None
+        if needs_target and not has_target:
+            raise TargetRequired(field="attentions", model_id=model_id)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        if self.closed:
+            raise RuntimeError("used after close")
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("called from two threads at once")
+        try:
+            if self.faults.error is not None:
+                raise self.faults.error
+            yield
+        finally:
+            self._busy.release()
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        with self._at_work():
+            self.num_forwards += 1
+            if self.faults.hang is not None:
+                self.faults.hang.wait()
+            time.sleep(self.faults.delay_s)
+            yield
+
+
+def _chosen(states: Float32, spec: CaptureSpec) -> Float32:
+    if spec.hidden_layers is not None:
+        return states[list(spec.hidden_layers)]
+    return states if spec.layers is None else states[[layer + 1 for layer in spec.layers]]
+
+
+def _batch_of_ids(ids: list[int], *, decoder_input_ids: list[int] | None = None) -> Batch:
+    input_ids = np.array([ids], dtype=np.int64)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=np.ones_like(input_ids),
+        decoder_input_ids=None
+        if decoder_input_ids is None
+        else np.array([decoder_input_ids], dtype=np.int64),
+    )

@@ -1,0 +1,289 @@
+"""The models kept loaded: each once, within a memory budget, never taken away under a request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from pellucid.errors import (
+    InvalidInput,
+    ModelInUse,
+    ModelLoadFailed,
+    ModelNotLoaded,
+    NotReady,
+    Overloaded,
+    PellucidError,
+)
+from pellucid.models.backend import Backend, ModelRef
+from pellucid.models.residency import LoadedModel, PoolLimits, Residency
+from pellucid.models.sources.source import ModelLocator, ModelSource, SourceSize
+from pellucid.progress import ProgressEvent, ProgressListener, ignore_progress
+
+__all__ = ["Lease", "LoadedModel", "Loader", "ModelPool", "PoolLimits", "PoolView"]
+
+Loader = Callable[[ModelSource], Backend]
+
+logger = logging.getLogger("pellucid.models")
+
+_MAX_DOWNLOADS = 4  # models fetched side by side; loading itself goes one by one
+_MAX_REMEMBERED_FAILURES = 32  # requests may name any number of models that do not exist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """The pool at one moment. References are as asked for; None is the default model."""
+
+    loaded: tuple[LoadedModel, ...]  # least recently used first
+    loading: dict[ModelRef | None, int]  # how many wait for each
+    failures: dict[ModelRef | None, PellucidError]
+    default_key: ModelRef | None  # once the default model has been loaded
+
+
+class Lease:
+    """A model that stays loaded until ``release``; also a context manager."""
+
+    def __init__(self, model: LoadedModel, release: Callable[[LoadedModel], None]) -> None:
+        self._model = model
+        self._release: Callable[[LoadedModel], None] | None = release
+        self._lock = threading.Lock()
+
+    @property
+    def backend(self) -> Backend:
+        return self._model.backend
+
+    def release(self) -> None:
+        """Give the model back; more than once does no harm."""
+        with self._lock:
+            release, self._release = self._release, None
+        if release is not None:
+            release(self._model)
+
+    def __enter__(self) -> Backend:
+        return self.backend
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+@dataclass(slots=True)
+class _Flight:
+    waiters: list[Future[Lease]] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        """Those who have not left meanwhile."""
+        return sum(not waiter.done() for waiter in self.waiters)
+
+
+class ModelPool:
+    """``model_id@revision`` -> ``Backend``. Thread-safe; ``acquire`` blocks, ``request`` does not.
+
+    The least recently used idle models are closed before a new one is loaded, when the estimate
+    says that both would not fit.
+    """
+
+    def __init__(
+        self,
+        locator: ModelLocator,
+        loader: Loader,
+        *,
+        limits: PoolLimits,
+        memory_of: Callable[[SourceSize], int] = lambda size: size.weights_bytes,
+        progress: ProgressListener = ignore_progress,
+    ) -> None:
+        self.locator = locator
+        self.limits = limits
+        self.memory_of = memory_of
+        self._loader = loader
+        self._progress = progress
+        self._residency = residency = Residency(limits)
+        self._state = residency.state  # one lock for all: guards everything below, too
+        self._flights: dict[ModelRef | None, _Flight] = {}
+        self._failures: OrderedDict[ModelRef | None, PellucidError] = OrderedDict()
+        self._default_key: ModelRef | None = None  # outlives the model: its name stays the same
+        self._keys_in_flight: set[ModelRef] = set()
+        self._download_slots = threading.Semaphore(_MAX_DOWNLOADS)
+        self._load_lock = threading.Lock()  # one load at a time, or memory cannot be accounted for
+
+    def before_close(self, callback: Callable[[Backend], None]) -> None:
+        """Have ``callback`` called with each backend just before it is closed."""
+        self._residency.before_close.append(callback)
+
+    # ---------------------------------------------------------------------------------- leasing
+
+    def acquire(self, ref: ModelRef | None = None) -> Lease:
+        """A lease on the model, loaded first where need be (None = the default model).
+
+        Raises Overloaded, OutOfMemory, NoFreeModelSlot, InvalidModelId and everything under
+        ModelUnavailable. A failed load is told to all who wait for it, and tried again by the next.
+        """
+        return self.request(ref).result()
+
+    def request(self, ref: ModelRef | None = None) -> Future[Lease]:
+        """Like ``acquire``, as a future. Whoever cancels it too late must release the lease."""
+        future: Future[Lease] = Future()
+        with self._state:
+            if self._residency.closed:
+                raise NotReady(phase="shutting down", retry_after_s=5)
+            model = self._residency.find(ref)
+            if model is not None:
+                future.set_result(self._lease(model))
+                return future
+            # A load that nobody waits for any more still takes a thread.
+            waiting = sum(max(1, flight.waiting) for flight in self._flights.values())
+            if waiting >= self.limits.max_waiting:
+                raise Overloaded(
+                    model_id=ref.model_id if ref else "the default model",
+                    waiting=waiting,
+                    max_waiting=self.limits.max_waiting,
+                    retry_after_s=5,
+                )
+            flight = self._flights.get(ref)
+            if flight is None:
+                flight = self._flights[ref] = _Flight()
+                name = f"load {ref.model_id if ref else 'default model'}"
+                threading.Thread(target=self._fly, args=(ref,), name=name, daemon=True).start()
+            flight.waiters.append(future)
+        return future
+
+    def _lease(self, model: LoadedModel) -> Lease:
+        self._residency.hold(model)
+        return Lease(model, self._residency.give_back)
+
+    # ---------------------------------------------------------------------------------- loading
+
+    def _fly(self, ref: ModelRef | None) -> None:
+        """Load one model and answer everyone who waits for it under this name."""
+        try:
+            model = self._loaded(ref)
+        except BaseException as error:  # thread boundary: a waiter without an answer waits for ever
+            failure = _as_load_failure(error, ref)
+            with self._state:
+                # What is no name at all is nobody's model: it belongs into no list of models.
+                if ref is None or not isinstance(failure, InvalidInput):
+                    self._failures[ref] = failure
+                    self._failures.move_to_end(ref)
+                if len(self._failures) > _MAX_REMEMBERED_FAILURES:
+                    self._failures.popitem(last=False)
+                waiters = self._flights.pop(ref).waiters
+            for future in waiters:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(failure)
+            return
+        with self._state:
+            self._failures.pop(ref, None)
+            self._residency.keys[ref] = model.key
+            if ref is None:
+                self._default_key = model.key
+            for future in self._flights.pop(ref).waiters:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(self._lease(model))
+            model.in_use -= 1  # the hold that kept it alive until its waiters had their leases
+            self._state.notify_all()
+
+    def _loaded(self, ref: ModelRef | None) -> LoadedModel:
+        """The model, held once for the caller, so that it cannot be evicted before it is used."""
+        key = self.locator.resolve(ref)
+        with self._only_flight_of(key):
+            with self._state:
+                if (model := self._residency.find(key)) is not None:
+                    self._residency.hold(model)
+                    return model
+            size = self.locator.estimate(ref)
+            needed = self.memory_of(size)
+            self._residency.refuse_if_hopeless(key, needed)
+            # What lies on this machine waits for no download of others.
+            with self._download_slots if size.download_bytes else nullcontext():
+                source = self.locator.locate(ref, progress=self._progress)
+            return self._load(replace(key, revision=source.revision), source, needed)
+
+    @contextmanager
+    def _only_flight_of(self, key: ModelRef) -> Iterator[None]:
+        """Two names of one model (no revision, and its commit) must not load it twice."""
+        with self._state:
+            self._state.wait_for(lambda: key not in self._keys_in_flight)
+            self._keys_in_flight.add(key)
+        try:
+            yield
+        finally:
+            with self._state:
+                self._keys_in_flight.discard(key)
+                self._state.notify_all()
+
+    def _load(self, key: ModelRef, source: ModelSource, needed: int) -> LoadedModel:
+        with self._load_lock:
+            self._residency.make_room(key, needed, wait_s=self.limits.room_timeout_s)
+            started = time.perf_counter()
+            backend = self._loader(source)
+            model = LoadedModel(key, backend, backend.info.memory_bytes, in_use=1)
+            try:
+                # The true size is known only now; an estimate that was too low must not overfill.
+                self._residency.make_room(key, model.memory_bytes, wait_s=0)
+                self._residency.publish(model)
+            except PellucidError:
+                backend.close()
+                raise
+            logger.info("loaded %s in %.1f s", key.model_id, time.perf_counter() - started)
+        data = {"model": source.model_id, "dimensions": backend.info.dimensions}
+        self._progress(ProgressEvent("model_loaded", data))
+        return model
+
+    # -------------------------------------------------------------------- looking and unloading
+
+    def unload(self, ref: ModelRef | None = None) -> int:
+        """Close one model, or all idle ones (None); returns the bytes given back.
+
+        Raises ModelNotLoaded, ModelInUse.
+        """
+        with self._state:
+            if ref is None:
+                chosen = [model for model in self._residency.models.values() if not model.in_use]
+            else:
+                chosen = self._residency.named(ref)
+                if not chosen:
+                    raise ModelNotLoaded(model_id=ref.model_id)
+                if requests := sum(model.in_use for model in chosen):
+                    raise ModelInUse(model_id=ref.model_id, requests=requests)
+            chosen = [self._residency.forget(model) for model in chosen]
+        return self._residency.evict(chosen)
+
+    def view(self) -> PoolView:
+        """What is loaded, loading and failed just now; cheap."""
+        with self._state:
+            return PoolView(
+                loaded=tuple(replace(model) for model in self._residency.models.values()),
+                loading={ref: flight.waiting for ref, flight in self._flights.items()},
+                failures=dict(self._failures),
+                default_key=self._default_key,
+            )
+
+    def close(self) -> None:
+        """Refuse new leases and close every idle model; one at work is left to end by itself."""
+        with self._state:
+            self._residency.closed = True
+            idle = [model for model in self._residency.models.values() if not model.in_use]
+            idle = [self._residency.forget(model) for model in idle]
+            self._state.notify_all()
+        self._residency.evict(idle)
+
+
+def _as_load_failure(error: BaseException, ref: ModelRef | None) -> PellucidError:
+    if isinstance(error, PellucidError):
+        return error
+    model_id = ref.model_id if ref else "the default model"
+    logger.error("loading %s failed", model_id, exc_info=error)
+    failure = ModelLoadFailed(model_id=model_id, reason=f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

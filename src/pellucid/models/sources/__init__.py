@@ -1,0 +1,1 @@
+"""Where models come from: the default encoder, folders, the Hub and its cache."""

@@ -1,0 +1,1 @@
+"""Text to tokens: what a model reads, and how it is shown."""
