@@ -1,0 +1,1 @@
+"""The root-level contracts of earlier systems, as thin adapters onto the same services."""

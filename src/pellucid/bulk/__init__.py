@@ -1,0 +1,1 @@
+"""Files of texts to embeddings, resumable. What ``pellucid embed`` runs."""

@@ -1,0 +1,245 @@
+"""An inspection as tables: tokens, strongest heads, patterns, who looks at whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pellucid.errors import InvalidRequest
+from pellucid.inference.engine import Inspection, Token
+from pellucid.units import format_bytes
+
+_MAX_TOKENS = 60
+_MAX_HEADS = 8
+_MAX_HEADS_PER_PATTERN = 5  # fits 80 columns
+_NUM_LOOKED_AT = 3
+_DEFAULT_OF_TWO_STACKS = "cross_attentions"  # what the target took from the text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownAttention:
+    """One attention of an inspection, with the tokens that its axes stand for."""
+
+    name: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    weights: tuple[NDArray[np.float32], ...]  # per layer [num_heads, query_len, key_len]
+    queries: tuple[Token, ...]
+    keys: tuple[Token, ...]
+    statistics: Mapping[str, Any]
+    patterns: Mapping[str, Any]
+
+    def head(self, index: int) -> int:
+        """What a head's index stands for; another stack may have more heads than were named."""
+        return self.heads[index] if index < len(self.heads) else index
+
+    def mean(self) -> NDArray[np.float32]:
+        """Mean over the layers and heads at hand: [query_len, key_len]."""
+        means = [layer.mean(axis=0, dtype=np.float32) for layer in self.weights]
+        return np.asarray(np.mean(means, axis=0), dtype=np.float32)
+
+    def ordinary_keys(self) -> NDArray[np.bool_]:
+        """[key_len] False for special tokens, which many heads rest on."""
+        return np.array([not token.special for token in self.keys], dtype=np.bool_)
+
+
+def attention_named(inspection: Inspection, kind: str | None) -> ShownAttention:
+    """The attention to show; ``kind`` is encoder, decoder or cross. Raises InvalidRequest."""
+    names = {name.partition(".")[0] for name in inspection.tensors if "attentions" in name}
+    wanted = f"{kind}_attentions" if kind else "attentions"
+    if kind is None and "attentions" not in names:
+        wanted = _DEFAULT_OF_TWO_STACKS
+    if wanted not in names:
+        known = ", ".join(sorted(name.removesuffix("_attentions") for name in names))
+        raise InvalidRequest(reason=f"The model has no {kind} attention, but {known}.")
+    target = inspection.target_tokens or ()
+    layers = _layers_with(inspection, wanted)
+    return ShownAttention(
+        name=wanted,
+        layers=layers,
+        heads=inspection.heads,
+        weights=tuple(_weights(inspection, wanted, layers)),
+        queries=inspection.tokens if wanted in ("attentions", "encoder_attentions") else target,
+        keys=target if wanted == "decoder_attentions" else inspection.tokens,
+        statistics=(inspection.statistics or {}).get(wanted, {}),
+        patterns=(inspection.patterns or {}).get(wanted, {}),
+    )
+
+
+def _layers_with(inspection: Inspection, name: str) -> tuple[int, ...]:
+    """The layers shown that have this attention; hybrids and shorter decoders lack some."""
+    available = dict(inspection.model.attention.layers).get(name)  # type: ignore[call-overload]
+    return tuple(layer for layer in inspection.layers if available is None or layer in available)
+
+
+def _weights(
+    inspection: Inspection, name: str, layers: tuple[int, ...]
+) -> Iterator[NDArray[np.float32]]:
+    if name in inspection.tensors:
+        tensor = inspection.tensors[name]
+        for layer in tensor.values:
+            yield layer.astype(np.float32) * np.float32(tensor.scale or 1.0)
+        return
+    for index in layers:  # layers of unlike shapes are tensors of their own
+        tensor = inspection.tensors[f"{name}.{index}"]
+        yield tensor.values.astype(np.float32) * np.float32(tensor.scale or 1.0)
+
+
+def overview(inspection: Inspection, shown: ShownAttention) -> list[RenderableType]:
+    """Everything for one terminal page or two."""
+    parts: list[RenderableType] = [_heading(inspection)]
+    if inspection.target_tokens is not None:
+        parts.append(_target_line(inspection))
+    parts += ["", *_token_table(shown), "", *_head_table(shown)]
+    return [*parts, "", *_pattern_table(shown)]
+
+
+def _heading(inspection: Inspection) -> str:
+    model = inspection.model
+    stacks = f"{model.num_layers} layers"
+    if model.num_decoder_layers is not None:
+        stacks += f" + {model.num_decoder_layers} decoder layers"
+    cut = ""
+    if inspection.truncated:
+        cut = f", cut from {inspection.num_tokens_untruncated}"
+    return (
+        f"{model.model_id} at {model.revision[:12]}\n"
+        f"{model.architecture}, {stacks} x {model.num_heads} heads, {model.hidden_size} wide, "
+        f"{format_bytes(model.memory_bytes)}, {model.device}\n"
+        f"{len(inspection.tokens)} tokens{cut}"
+    )
+
+
+def _target_line(inspection: Inspection) -> str:
+    source = "generated by the model" if inspection.target_generated else "given"
+    target = inspection.target_tokens or ()
+    return f"target ({source}): {' '.join(token.text for token in target)}"
+
+
+def _token_table(shown: ShownAttention) -> Iterator[RenderableType]:
+    """Rows are queries. What rests on special tokens is one column, the rest is named."""
+    yield f"Who looks at whom ({shown.name}, mean of all layers and heads shown)"
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("#", "right"), ("token", "left"), ("id", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("on special", justify="right")
+    table.add_column("looks most at")
+    mean = shown.mean()
+    ordinary = shown.ordinary_keys()
+    for position, token in enumerate(shown.queries[:_MAX_TOKENS]):
+        row = mean[position]
+        table.add_row(
+            str(position),
+            _token_text(token),
+            str(token.id),
+            f"{row[~ordinary].sum():.0%}",
+            _looked_at(row, shown.keys, ordinary),
+        )
+    yield table
+    if len(shown.queries) > _MAX_TOKENS:
+        yield f"{len(shown.queries) - _MAX_TOKENS} more tokens; --json shows all"
+
+
+def _token_text(token: Token) -> Text:
+    visible = token.text.replace("\n", "⏎").replace("\t", "⇥")
+    return Text(visible, style="dim" if token.special else "bold", overflow="ellipsis")
+
+
+def _looked_at(
+    row: NDArray[np.float32], keys: tuple[Token, ...], ordinary: NDArray[np.bool_]
+) -> Text:
+    best = np.argsort(-np.where(ordinary, row, -1.0), kind="stable")[:_NUM_LOOKED_AT]
+    line = Text()
+    for position in best:
+        if not ordinary[position] or row[position] <= 0:
+            continue
+        line.append(f"{keys[position].text}", style="bold")
+        line.append(f"({position}) {row[position]:.0%}  ")
+    return line
+
+
+def _head_table(shown: ShownAttention) -> Iterator[RenderableType]:
+    """Heads by how much of a row its strongest key takes. Weight on special tokens does not count:
+    a head with nothing to say in this text rests there (Clark et al. 2019)."""
+    yield "Strongest heads (mean weight of a row's strongest key, special tokens left out)"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "head", "strength", "keys", "on special"):
+        table.add_column(heading, justify="right")
+    table.add_column("pattern")
+    table.add_column("strongest edge")
+    support = shown.statistics.get("effective_support")
+    dominant = shown.patterns.get("dominant")
+    for strength, layer, head in _strongest(shown)[:_MAX_HEADS]:
+        weights = shown.weights[layer][head]
+        pattern = str(dominant[layer][head]) if dominant else "none"
+        table.add_row(
+            str(shown.layers[layer]),
+            str(shown.head(head)),
+            f"{strength:.2f}",
+            f"{support[layer][head]:.1f}" if support else "",
+            f"{weights[:, ~shown.ordinary_keys()].sum(axis=1).mean():.0%}",
+            "" if pattern == "none" else pattern.replace("_", " "),
+            _strongest_edge(weights, shown),
+        )
+    yield table
+    if support:
+        yield "keys: over how many a row is spread, exp(entropy)"
+
+
+def _strongest(shown: ShownAttention) -> list[tuple[float, int, int]]:
+    """(strength, index of the layer, index of the head), strongest first."""
+    ordinary = shown.ordinary_keys()
+    queries = np.array([not token.special for token in shown.queries], dtype=np.bool_)
+    if not ordinary.any() or not queries.any():
+        return []
+    ranked = [
+        (float(strength), layer, head)
+        for layer, weights in enumerate(shown.weights)
+        for head, strength in enumerate(
+            weights[:, queries][:, :, ordinary].max(axis=2).mean(axis=1)
+        )
+    ]
+    return sorted(ranked, key=lambda entry: (-entry[0], entry[1], entry[2]))
+
+
+def _strongest_edge(weights: NDArray[np.float32], shown: ShownAttention) -> Text:
+    queries = np.array([not token.special for token in shown.queries], dtype=np.bool_)
+    among = np.where(queries[:, None] & shown.ordinary_keys()[None, :], weights, -1.0)
+    query, key = np.unravel_index(int(among.argmax()), among.shape)
+    line = Text(shown.queries[query].text, style="bold")
+    line.append(f"({query}) → ", style="not bold")
+    line.append(shown.keys[key].text)
+    line.append(f"({key}) {weights[query, key]:.2f}", style="not bold")
+    return line
+
+
+def _pattern_table(shown: ShownAttention) -> Iterator[RenderableType]:
+    """Per pattern the heads that it dominates, best first."""
+    dominant, scores = shown.patterns.get("dominant"), shown.patterns.get("scores")
+    if not dominant or not scores:
+        return
+    found: dict[str, list[tuple[float, str]]] = {}
+    for layer, names in enumerate(dominant):
+        for head, name in enumerate(names):
+            if name != "none":
+                label = f"{shown.layers[layer]}.{shown.head(head)}"
+                found.setdefault(name, []).append((scores[name][layer][head], label))
+    if not found:
+        yield "Patterns: none of the known ones dominates a head in this text."
+        return
+    yield "Patterns (layer.head score)"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, heads in found.items():
+        heads.sort(key=lambda entry: (-entry[0], entry[1]))
+        best = [f"{label} {score:.2f}" for score, label in heads[:_MAX_HEADS_PER_PATTERN]]
+        best += [""] * (_MAX_HEADS_PER_PATTERN - len(best))
+        more = len(heads) - _MAX_HEADS_PER_PATTERN
+        table.add_row(name.replace("_", " "), *best, f"+{more} more" if more > 0 else "")
+    yield table

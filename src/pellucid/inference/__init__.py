@@ -1,0 +1,1 @@
+"""Who runs a model, when, and at what cost."""
