@@ -1,0 +1,131 @@
+"""Log lines: where they go, and which ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pellucid.telemetry import Metrics, category_of, configure_logs, get_logger
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    names = ["", "pellucid", "uvicorn", "uvicorn.error", "uvicorn.access"]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(log, log.handlers[:], log.level, log.propagate) for log in loggers]
+    yield
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return [json.loads(line) for line in captured.err.splitlines()]
+
+
+def test_lines_are_json_on_stderr_and_nothing_is_on_stdout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs(format="json")
+    get_logger("MODELS").warning("slow", model_id="m")
+    logging.getLogger("pellucid.models.sources.hub").warning("from %s", "the standard library")
+    logging.getLogger("another.library").warning("from elsewhere")
+    lines = _lines(capsys)
+    assert [(line["category"], line["event"]) for line in lines] == [
+        ("MODELS", "slow"),
+        ("HUB", "from the standard library"),
+        ("ANOTHER", "from elsewhere"),
+    ]
+    assert lines[0]["model_id"] == "m"
+
+
+def test_a_category_that_is_switched_on_shows_its_debug_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs(format="json", categories=("sidecar-service", "HUB"))
+    get_logger("SIDECAR-SERVICE").debug("embedded")
+    get_logger("API").debug("request")
+    logging.getLogger("pellucid.models.sources.hub").debug("asked")
+    logging.getLogger("pellucid.models.pool").debug("evicted")
+    assert [line["event"] for line in _lines(capsys)] == ["embedded", "asked"]
+
+
+def test_the_level_holds_for_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(format="json", level="error")
+    get_logger("API").warning("hidden")
+    get_logger("API").error("shown")
+    assert [line["event"] for line in _lines(capsys)] == ["shown"]
+
+
+def test_a_traceback_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(format="json")
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        get_logger("API").exception("failed")
+    (line,) = _lines(capsys)
+    assert "ValueError: inside" in line["exception"]
+
+
+def test_text_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(format="text")
+    get_logger("API").info("listening", port=1)
+    captured = capsys.readouterr()
+    assert "listening" in captured.err
+    assert "port=1" in captured.err
+    assert re.match(r"\S*\d\d:\d\d:\d\d ", captured.err)  # the time of day is enough
+    assert len(captured.err) < 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [({}, False), ({"level": "debug"}, True), ({"categories": ("server",)}, True)],
+    ids=str,
+)
+def test_the_http_server_speaks_of_itself_when_asked(
+    capsys: pytest.CaptureFixture[str], asked: dict[str, Any], shown: bool
+) -> None:
+    configure_logs(format="json", **asked)
+    logging.getLogger("uvicorn.error").info("Waiting for application startup.")
+    logging.getLogger("uvicorn.error").error("failed")
+    assert [line["event"] for line in _lines(capsys)][:-1] == (
+        ["Waiting for application startup."] if shown else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("pellucid.models.pool", "MODELS"),
+        ("pellucid.models.sources.hub", "HUB"),
+        ("pellucid.models.sourcesque", "MODELS"),
+        ("pellucid.cli.server", "PELLUCID"),
+        ("uvicorn.error", "SERVER"),
+        ("httpx", "HTTPX"),
+    ],
+)
+def test_the_category_of_a_logger(name: str, category: str) -> None:
+    assert category_of(name) == category
+
+
+def test_two_servers_in_one_process_count_apart() -> None:
+    first, second = Metrics(), Metrics()
+    first.requests.labels("/health", "GET", "200").inc()
+    assert b"/health" in first.exposition()
+    assert b"/health" not in second.exposition()
+
+
+def test_an_offer_of_http_2_is_nothing_to_warn_of(capsys: pytest.CaptureFixture[str]) -> None:
+    offers = ("Unsupported upgrade request.", "No supported WebSocket library detected. Please")
+    for categories, shown in (((), ["Invalid HTTP"]), (("SERVER",), [*offers, "Invalid HTTP"])):
+        configure_logs(format="json", categories=categories)
+        for message in (*offers, "Invalid HTTP"):
+            logging.getLogger("uvicorn.error").warning(message)
+        assert [line["event"] for line in _lines(capsys)] == shown
