@@ -63,8 +63,9 @@ clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# PyTorch's CUDA parts are left out: they are PyTorch's own business, see `install`.
+# PyTorch's CUDA parts are left out: they are PyTorch's own business, see `install`. OpenVINO's
+# telemetry is left out: nothing here reports to anybody.
 lock:
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--no-annotate --no-header --quiet \
-		| grep -vE '^(triton|nvidia-|cuda-)' > requirements.lock
+		| grep -vE '^(triton|nvidia-|cuda-|openvino-telemetry)' > requirements.lock

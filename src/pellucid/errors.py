@@ -15,13 +15,13 @@
     │   └── ModelNotFound  ModelPrivate  ModelGatedNoToken  ModelGatedNotAccepted  ModelTooLarge
     │       ModelOffline  HubUnreachable  DownloadFailed  NoLoadableWeights  RemoteCodeRequired
     │       WeightsCorrupt  ModelLoadFailed  ModelInUse  ModelNotLoaded  OutOfMemory
-    │       NoFreeModelSlot
+    │       NoFreeModelSlot  GraphUnavailable
     ├── Refused                   who asks, or how much at once
-    │   └── Unauthorized  Forbidden  Overloaded  DeadlineExceeded  NotReady
+    │   └── Unauthorized  Forbidden  Overloaded  DeadlineExceeded  NotReady  TakesTooLong
     ├── StartFailed               the server cannot listen where it was told to
     │   └── PortTaken  AddressUnavailable
     └── InternalError             our fault
-        └── CaptureIncomplete  NonFiniteValues
+        └── CaptureIncomplete  NonFiniteValues  ForwardOutOfMemory  WorkerReplaced
 
 The tree knows no HTTP: ``api/error_handlers.py`` holds the one table from code to status.
 """
@@ -446,6 +446,13 @@ class NoFreeModelSlot(ModelUnavailable):
     way_out = "Ask again when one is idle, or raise `max_loaded_models`."
 
 
+class GraphUnavailable(ModelUnavailable):
+    code = "graph_unavailable"
+    title = "No OpenVINO graph of this model"
+    template = "{model_id} cannot be embedded with OpenVINO: {reason}."
+    way_out = "Set `embedding_runtime=auto` to have PyTorch embed such models."
+
+
 # ------------------------------------------------------------------------ who asks, or how much
 
 
@@ -482,6 +489,16 @@ class DeadlineExceeded(Refused):
     title = "It took too long"
     template = "The request did not finish within {timeout_s} s."
     way_out = "Send less, or raise `request_timeout_s`."
+
+
+class TakesTooLong(Refused):
+    code = "takes_too_long"
+    title = "It would take too long"
+    template = (
+        "{tokens} tokens would take about {estimated_s} s with {model_id}, the limit is "
+        "{timeout_s} s."
+    )
+    way_out = "Send at most {max_tokens} tokens at once, or raise `request_timeout_s`."
 
 
 class NotReady(Refused):
@@ -533,3 +550,17 @@ class NonFiniteValues(InternalError):
     title = "The model computed values that are not numbers"
     template = "{model_id} gave NaN or infinite values in {where}."
     way_out = "Try another text, or load the model in float32 (`dtype=float32`)."
+
+
+class ForwardOutOfMemory(InternalError):
+    code = "forward_out_of_memory"
+    title = "Not enough memory for this input"
+    template = "{model_id} ran out of memory on a batch of {inputs} inputs of {tokens} tokens."
+    way_out = "Send shorter texts, or unload other models."
+
+
+class WorkerReplaced(InternalError):
+    code = "worker_replaced"
+    title = "The model stopped answering"
+    template = "What ran {model_id} {what} and was replaced."
+    way_out = "Ask again in {retry_after_s} s."

@@ -87,6 +87,26 @@ class Settings(BaseSettings):
         "auto",
         description="Weights in memory; auto: float32 on cpu and mps, bfloat16 on cuda if it can.",
     )
+    embedding_runtime: Literal["auto", "openvino", "torch"] = Field(
+        "auto",
+        description="What embeds on cpu; auto: OpenVINO for every model that it converts and that "
+        "then agrees with PyTorch, else PyTorch, which says why.",
+    )
+    embedding_precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Of OpenVINO's matrix products; auto: bfloat16 if the CPU has it."
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8: smaller and faster embeddings, a little less exact; /info tells how "
+        "much. Needs the extra `int8`.",
+    )
+    min_parity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least cosine between OpenVINO's and PyTorch's embedding of any test text; "
+        "unset: 0.999, with int8 0.95.",
+    )
     allow_other_models: bool = Field(
         True, description="Requests may name models besides the default one."
     )
@@ -146,9 +166,18 @@ class Settings(BaseSettings):
         4_096, gt=0, description="Most tokens in one inspection, if the model itself allows more."
     )
     max_batch_tokens: int = Field(
-        2_048, gt=0, description="Tokens (padding counted) in one embedding batch."
+        1_024, gt=0, description="Tokens (padding counted) in one embedding batch."
     )
     max_waiting: int = Field(256, gt=0, description="Requests that may wait for one model.")
+    max_waiting_tokens: int = Field(
+        4_000_000, gt=0, description="Tokens of embedding requests that may wait for one model."
+    )
+    interactive_inputs: int = Field(
+        8,
+        gt=0,
+        description="Embedding requests with at most so many inputs overtake the others, unless "
+        "their `priority` says otherwise.",
+    )
     request_timeout_s: float = Field(
         300.0, gt=0, description="Longest time for one request, seconds."
     )
@@ -157,6 +186,26 @@ class Settings(BaseSettings):
     )
     num_threads: int | None = Field(
         None, gt=0, description="CPU threads for models; unset: all cores."
+    )
+    tokenizer_threads: int | None = Field(
+        None, gt=0, description="Threads that tokenise for embeddings; unset: all cores, at most 8."
+    )
+    stall_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="A model that has worked so long on one batch, seconds, or on a request beyond "
+        "its deadline, is given up and replaced.",
+    )
+    canary_interval_s: float = Field(
+        15.0,
+        gt=0,
+        description="An idle model is tried with a short text after so many seconds.",
+    )
+    shutdown_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        description="Told to end, the server finishes what runs within so many seconds and "
+        "answers 503 to the rest.",
     )
 
     # --- logs

@@ -83,7 +83,7 @@ def test_vectors_that_are_not_numbers_are_never_sent(
     engine.nan = True
     for path, body in (("/v1/embeddings", {"input": "a"}), ("/embed", {"texts": ["a"]})):
         response = client.post(path, json=body)
-        assert (response.status_code, response.json()["code"]) == (500, "non_finite_values")
+        assert (response.status_code, response.json()["code"]) == (422, "non_finite_values")
         assert "null" not in response.text.replace('"param":null', "")
 
 

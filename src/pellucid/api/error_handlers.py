@@ -80,11 +80,13 @@ STATUS_OF: dict[str, int] = {
     "model_in_use": 409,
     "out_of_memory": 503,
     "no_free_model_slot": 503,
+    "graph_unavailable": 422,
     # who asks, or how much at once
     "refused": 403,
     "unauthorized": 401,
     "forbidden": 403,
     "overloaded": 429,
+    "takes_too_long": 413,
     "not_ready": 503,
     "deadline_exceeded": 504,
     # the command line's, never on the wire
@@ -97,7 +99,9 @@ STATUS_OF: dict[str, int] = {
     "address_unavailable": 500,
     # our fault
     "capture_incomplete": 500,
-    "non_finite_values": 500,
+    "non_finite_values": 422,  # this text leads this model there: no other answer will come
+    "forward_out_of_memory": 503,
+    "worker_replaced": 503,
 }
 
 _NEVER_ON_THE_WIRE = frozenset(

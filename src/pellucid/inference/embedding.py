@@ -11,7 +11,7 @@ from pellucid.errors import DimensionsUnsupported, InvalidInput, InvalidRequest,
 from pellucid.inference.batching import token_budget_batches
 from pellucid.inference.engine import EmbeddingQuery, Embeddings
 from pellucid.inference.source_text import encode_ids, in_field
-from pellucid.models.backend import Backend, Batch, Encoding, Float32, ModelInfo
+from pellucid.models.backend import Backend, Batch, EmbeddingInput, Float32, ModelInfo, Truncation
 from pellucid.models.embedding.prompts import choose_prompt
 from pellucid.settings import Settings
 
@@ -75,7 +75,7 @@ def _checked_dimensions(info: ModelInfo, dimensions: int | None) -> int:
     )
 
 
-def _encode(backend: Backend, query: EmbeddingQuery) -> list[Encoding]:
+def _encode(backend: Backend, query: EmbeddingQuery) -> list[EmbeddingInput]:
     info = backend.info
     prompt = choose_prompt(
         input_type=query.input_type,
@@ -96,31 +96,40 @@ def _encode(backend: Backend, query: EmbeddingQuery) -> list[Encoding]:
                 field=query.name_of(index),
             )
         with in_field(query.name_of(index)):
-            encodings[index] = encode_ids(
+            encoding = encode_ids(
                 backend,
                 given,
                 max_tokens=info.max_embedding_tokens,
-                truncation=query.truncate,
+                truncation=_truncation(query),
+            )
+            encodings[index] = EmbeddingInput(
+                input_ids=encoding.input_ids,
+                num_tokens_untruncated=encoding.num_tokens_untruncated,
+                token_type_ids=encoding.token_type_ids,
             )
     return [encodings[index] for index in range(len(query.inputs))]
 
 
 def _encode_texts(
     backend: Backend, texts: dict[int, str], *, prompt: str | None, query: EmbeddingQuery
-) -> dict[int, Encoding]:
+) -> dict[int, EmbeddingInput]:
     if not texts:
         return {}
     try:
         together = backend.tokenize_for_embedding(
-            list(texts.values()), prompt=prompt, truncation=query.truncate
+            list(texts.values()), prompt=prompt, truncation=_truncation(query)
         )
     except InvalidInput:
         # Once more one by one, so that the error names the place in the request.
         for index, text in texts.items():
             with in_field(query.name_of(index)):
-                backend.tokenize_for_embedding([text], prompt=prompt, truncation=query.truncate)
+                backend.tokenize_for_embedding([text], prompt=prompt, truncation=_truncation(query))
         raise
     return dict(zip(texts, together, strict=True))
+
+
+def _truncation(query: EmbeddingQuery) -> Truncation:
+    return "end" if query.truncate == "chunk" else query.truncate
 
 
 def _require_finite(info: ModelInfo, vectors: Float32, *, query: EmbeddingQuery) -> None:

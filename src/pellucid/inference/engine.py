@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from pellucid.errors import PellucidError
 from pellucid.models.backend import (
     Float32,
     InputType,
@@ -30,6 +31,7 @@ Include = Literal[
 ]
 AnswerFormat = Literal["json", "safetensors"]
 Priority = Literal["interactive", "bulk"]
+EmbeddingTruncation = Literal["error", "end", "start", "chunk"]
 ModelState = Literal["available", "loading", "loaded", "failed"]
 
 
@@ -43,8 +45,11 @@ class EmbeddingQuery:
     dimensions: int | None = None
     input_type: InputType | None = None  # chooses the model's query or document prompt
     prompt_name: str | None = None
-    truncate: Truncation = "end"
-    priority: Priority = "interactive"
+    truncate: EmbeddingTruncation = "end"
+    """A text that is too long: refused, cut at an end, or read in pieces whose vectors are
+    averaged, each weighing as many as its tokens (special tokens and prompt not counted)."""
+    priority: Priority | None = None  # None = interactive for a few texts, bulk for many
+    on_error: Literal["fail", "report"] = "fail"  # one bad input: the request fails, or it alone
     input_name: str = "inputs[{index}]"  # what errors call an input: the caller's own word
 
     def name_of(self, index: int) -> str:
@@ -55,11 +60,14 @@ class EmbeddingQuery:
 class Embeddings:
     """One vector per input, in the order sent."""
 
-    vectors: Float32  # [n, dimensions], finite
+    vectors: Float32  # [n, dimensions], finite; zeros for inputs in ``errors``
     truncated: tuple[bool, ...]
     num_tokens: tuple[int, ...]  # read by the model, special tokens counted
     model: ModelInfo
     timing: Mapping[str, float]  # milliseconds: tokenize_ms, queue_ms, forward_ms, total_ms
+    num_chunks: tuple[int, ...] = ()  # pieces that each input was read in; empty = one each
+    errors: Mapping[int, PellucidError] = field(default_factory=dict)  # by index, if reported
+    lane: Priority = "interactive"  # where it queued
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 ModelKind = Literal["encoder", "decoder", "encoder-decoder"]
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last_token"]
 Truncation = Literal["error", "end", "start"]
+Runtime = Literal["torch", "openvino"]
+Quantization = Literal["none", "int8"]
 InputType = Literal["query", "document"]
 
 # "attentions" for models with one stack; the other three for encoder-decoder models.
@@ -50,6 +52,27 @@ class AttentionSupport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How near the embeddings of a runtime are to torch's in float32, measured at load."""
+
+    mean_cosine: float
+    min_cosine: float
+    threshold: float  # the least that ``min_cosine`` may be
+    num_texts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRuntime:
+    """What computes a model's embeddings, and how that is known to be right."""
+
+    runtime: Runtime = "torch"
+    precision: str = "float32"  # of the matrix products: float32, bfloat16, float16, int8
+    quantization: Quantization = "none"
+    parity: Parity | None = None  # None: torch itself
+    reason: str | None = None  # why not a faster one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What a loaded model is."""
 
@@ -77,6 +100,7 @@ class ModelInfo:
     memory_bytes: int
     attention: AttentionSupport
     default_prompt_name: str | None = None  # used for embeddings when no prompt is asked for
+    embedding: EmbeddingRuntime = field(default_factory=EmbeddingRuntime)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +119,20 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingInput:
+    """One text as the embedding pipeline reads it: ids alone, for nobody asks for more here."""
+
+    input_ids: Int64  # [seq_len], special tokens and prompt included
+    num_tokens_untruncated: int
+    token_type_ids: Int64 | None = None  # [seq_len], None = all zero or no segments
+    num_prompt_tokens: int = 0  # leading tokens that the embedding leaves out of its pooling
+
+    @property
+    def truncated(self) -> bool:
+        return self.input_ids.size < self.num_tokens_untruncated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Encodings side by side. Padding may stand left or right; ``attention_mask`` tells."""
 
@@ -106,7 +144,7 @@ class Batch:
     num_prompt_tokens: Int64 | None = None  # [batch], where the embedding leaves the prompt out
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding], *, pad_id: int = 0) -> Batch:
+    def of(cls, encodings: Sequence[Encoding | EmbeddingInput], *, pad_id: int = 0) -> Batch:
         """Encodings padded right to the longest."""
         longest = max(encoding.input_ids.size for encoding in encodings)
         input_ids = np.full((len(encodings), longest), pad_id, dtype=np.int64)
@@ -193,7 +231,7 @@ receiver's to keep."""
 
 
 class Backend(Protocol):
-    """One loaded model. Calls come from one thread at a time."""
+    """One loaded model. Calls come from one thread at a time, but for those that say otherwise."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -238,15 +276,30 @@ class Backend(Protocol):
         *,
         prompt: str | None = None,
         truncation: Truncation = "end",
-    ) -> list[Encoding]:
-        """Texts as the embedding pipeline reads them, each cut at ``max_embedding_tokens``."""
+    ) -> list[EmbeddingInput]:
+        """Texts as the embedding pipeline reads them, each cut at ``max_embedding_tokens``.
+
+        Thread-safe, also beside a running ``encode``: each thread has a tokenizer of its own.
+        Raises EmptyText, InvalidText, TooManyTokens, InvalidRequest, EmbeddingUnavailable.
+        """
         ...
 
-    def encode(self, batch: Batch, *, prompt_tokens: Int64 | None = None) -> Float32:
+    def chunk_for_embedding(
+        self, texts: Sequence[str], *, prompt: str | None = None
+    ) -> list[list[EmbeddingInput]]:
+        """Each text as consecutive pieces within ``max_embedding_tokens``, nothing left out; each
+        piece has the prompt and the special tokens of a text of its own. Thread-safe, raises as
+        ``tokenize_for_embedding``."""
+        ...
+
+    def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
         """Embeddings [batch, dimensions]: pooled, Dense layers applied, not normalised unless the
-        model's own pipeline ends in Normalize. ``prompt_tokens`` [batch]: how many leading tokens
-        are prompt, for pipelines that leave them out of the mean; None = as the batch says
-        (``batch.num_prompt_tokens``)."""
+        model's own pipeline ends in Normalize. Prompts are left out of pooling as
+        ``batch.num_prompt_tokens`` says. Rows may hold NaN: the caller looks. ``exact`` computes
+        in float32 with float32 weights, whatever the backend is otherwise set to.
+
+        Raises ForwardOutOfMemory.
+        """
         ...
 
     def inspect(

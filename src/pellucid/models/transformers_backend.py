@@ -20,6 +20,7 @@ from pellucid.models.backend import (
     AttentionSink,
     Batch,
     CaptureSpec,
+    EmbeddingInput,
     Encoding,
     Float32,
     Int64,
@@ -31,7 +32,7 @@ from pellucid.models.capabilities import Capabilities
 from pellucid.models.embedding.pipeline import EmbeddingPipeline
 from pellucid.models.embedding.text_encoder import embedding_encoder, text_encoder
 from pellucid.models.greedy_generation import GreedyGenerator
-from pellucid.models.inspector import Inspector, finite
+from pellucid.models.inspector import Inspector
 from pellucid.models.loading import LoadedTransformer, load_transformer
 from pellucid.models.model_info import describe
 from pellucid.models.model_inputs import ModelInputs
@@ -144,16 +145,21 @@ class TransformersBackend:
 
     def tokenize_for_embedding(
         self, texts: Sequence[str], *, prompt: str | None = None, truncation: Truncation = "end"
-    ) -> list[Encoding]:
+    ) -> list[EmbeddingInput]:
         return self._pipeline.tokenize_for_embedding(texts, prompt=prompt, truncation=truncation)
 
-    def encode(self, batch: Batch, *, prompt_tokens: Int64 | None = None) -> Float32:
+    def chunk_for_embedding(
+        self, texts: Sequence[str], *, prompt: str | None = None
+    ) -> list[list[EmbeddingInput]]:
+        return self._pipeline.chunk_for_embedding(texts, prompt=prompt)
+
+    def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
         parts, pipeline = self._parts, self._pipeline
-        prompts = batch.num_prompt_tokens if prompt_tokens is None else prompt_tokens
         with torch.inference_mode():
             outputs = parts.embedding_encoder(**parts.inputs.of_encoder(batch))
-            pooled = _pool(pipeline, outputs.last_hidden_state, batch, prompts)
-        return finite(pooled, where="the embedding", model_id=self._info.model_id)
+            pooled = _pool(pipeline, outputs.last_hidden_state, batch, batch.num_prompt_tokens)
+        vectors: Float32 = pooled.to(torch.float32).numpy(force=True)
+        return vectors
 
     def inspect(
         self, batch: Batch, spec: CaptureSpec, *, sink: AttentionSink | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pellucid.errors import EmbeddingUnavailable, InvalidRequest
-from pellucid.models.backend import Encoding, ModelKind, Pooling, Truncation
+from pellucid.models.backend import EmbeddingInput, Encoding, ModelKind, Pooling, Truncation
 from pellucid.models.embedding.chat_inputs import ChatInputs
 from pellucid.models.embedding.matryoshka import matryoshka_dimensions
 from pellucid.models.embedding.pooling import Features, PoolingStep
@@ -98,10 +98,28 @@ class EmbeddingPipeline:
         *,
         prompt: str | None = None,
         truncation: Truncation = "end",
-    ) -> list[Encoding]:
-        """Texts as the pipeline reads them, each cut at ``max_tokens``, the prompt counted.
+    ) -> list[EmbeddingInput]:
+        """Texts as the pipeline reads them, each cut at ``max_tokens``, the prompt counted."""
+        encodings = self._encodings(texts, prompt=prompt, truncation=truncation)
+        return [
+            EmbeddingInput(
+                input_ids=encoding.input_ids,
+                num_tokens_untruncated=encoding.num_tokens_untruncated,
+                token_type_ids=encoding.token_type_ids,
+                num_prompt_tokens=encoding.num_prompt_tokens,
+            )
+            for encoding in encodings
+        ]
 
-        Offsets count characters of the prompt and text together. Raises EmptyText, InvalidText,
+    def chunk_for_embedding(
+        self, texts: Sequence[str], *, prompt: str | None = None
+    ) -> list[list[EmbeddingInput]]:
+        raise NotImplementedError
+
+    def _encodings(
+        self, texts: Sequence[str], *, prompt: str | None, truncation: Truncation
+    ) -> list[Encoding]:
+        """Offsets count characters of the prompt and text together. Raises EmptyText, InvalidText,
         TooManyTokens, InvalidRequest.
         """
         fields = ["text"] if len(texts) == 1 else [f"texts[{i}]" for i in range(len(texts))]

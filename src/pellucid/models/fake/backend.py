@@ -26,6 +26,7 @@ from pellucid.models.backend import (
     AttentionSink,
     Batch,
     CaptureSpec,
+    EmbeddingInput,
     Encoding,
     Float32,
     HiddenStatesName,
@@ -113,26 +114,39 @@ class FakeBackend:
         *,
         prompt: str | None = None,
         truncation: Truncation = "end",
-    ) -> list[Encoding]:
+    ) -> list[EmbeddingInput]:
         """Each text after the prompt, cut at ``max_embedding_tokens``."""
-        return [
-            self.tokenize(
+        self._check()
+        encodings = [
+            self._tokenizer.tokenize(
                 (prompt or "") + text,
                 max_tokens=self.model.max_embedding_tokens,
                 truncation=truncation,
             )
             for text in texts
         ]
+        return [
+            EmbeddingInput(
+                input_ids=encoding.input_ids,
+                num_tokens_untruncated=encoding.num_tokens_untruncated,
+                num_prompt_tokens=encoding.num_prompt_tokens,
+            )
+            for encoding in encodings
+        ]
+
+    def chunk_for_embedding(
+        self, texts: Sequence[str], *, prompt: str | None = None
+    ) -> list[list[EmbeddingInput]]:
+        raise NotImplementedError
 
     # ---------------------------------------------------------------------------------- running
 
-    def encode(self, batch: Batch, *, prompt_tokens: Int64 | None = None) -> Float32:
+    def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
         """Mean of the last hidden state over real tokens, prompts left out: [batch, hidden]."""
         with self._forward():
             spec = CaptureSpec(pooled=True)
             states = self._transformer.encoder_states(batch, spec, None, {})
-            left_out = batch.num_prompt_tokens if prompt_tokens is None else prompt_tokens
-            pooled = mean_of_real_tokens(states[-1], batch.attention_mask, left_out)
+            pooled = mean_of_real_tokens(states[-1], batch.attention_mask, batch.num_prompt_tokens)
             return np.full_like(pooled, np.nan) if self.faults.nan else pooled
 
     def inspect(
@@ -201,15 +215,18 @@ class FakeBackend:
         if needs_target and not has_target:
             raise TargetRequired(field="attentions", model_id=model_id)
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _check(self) -> None:
         if self.closed:
             raise RuntimeError("used after close")
+        if self.faults.error is not None:
+            raise self.faults.error
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("called from two threads at once")
         try:
-            if self.faults.error is not None:
-                raise self.faults.error
+            self._check()
             yield
         finally:
             self._busy.release()
