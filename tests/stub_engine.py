@@ -62,6 +62,8 @@ class StubEngine:
     seen: list[Any] = field(default_factory=list)
     cancelled: int = 0
     closed: bool = False
+    healthy: bool = True
+    drained_s: float | None = None  # the timeout that ``drain`` was given
 
     async def embed(self, query: EmbeddingQuery) -> Embeddings:
         await self._work(query)
@@ -135,7 +137,11 @@ class StubEngine:
             is_default=True,
             memory_bytes=self.info.memory_bytes if loaded else None,
             info=self.info if loaded else None,
+            healthy=self.healthy,
         )
+
+    async def drain(self, *, timeout_s: float) -> None:
+        self.drained_s = timeout_s
 
     async def close(self) -> None:
         self.closed = True

@@ -168,6 +168,7 @@ class ModelStatus:
     memory_bytes: int | None = None
     info: ModelInfo | None = None
     error: Mapping[str, Any] | None = None  # code and detail of the last failure
+    healthy: bool = True  # False: its worker stopped answering and is being replaced
 
 
 class Engine(Protocol):
@@ -198,6 +199,13 @@ class Engine(Protocol):
 
     def default_status(self) -> ModelStatus:
         """The default model's state; cheap, for /health and /ready."""
+        ...
+
+    async def drain(self, *, timeout_s: float) -> None:
+        """Take no new work; come back when all that runs or waits is answered.
+
+        What is not done after ``timeout_s`` is answered with NotReady.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -252,15 +252,19 @@ class LocalEngine:
             return False
         return ref.revision in (None, default.revision)
 
-    async def close(self) -> None:
-        """Refuse new requests, let those at work end, free every model."""
+    async def drain(self, *, timeout_s: float) -> None:
+        """Refuse new requests and let those at work end."""
         self._closing = True
-        deadline = time.monotonic() + _DRAIN_S
+        deadline = time.monotonic() + timeout_s
         while any(model.in_use for model in self._pool.view().loaded):
             if time.monotonic() > deadline:
                 logger.warning("closing while requests are still at work")
                 break
             await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Refuse new requests, let those at work end, free every model."""
+        await self.drain(timeout_s=_DRAIN_S)
         self._umap.close()
         await asyncio.to_thread(self._pool.close)
 
