@@ -57,7 +57,7 @@ def fake_engine(settings: Settings) -> LocalEngine:
     """An engine with three small models, ``FAKE_MODELS``; the encoder is the default."""
     pool = ModelPool(
         FakeLocator(),
-        lambda source: FakeBackend(FAKE_MODELS[source.model_id]),
+        lambda source, runtime: FakeBackend(FAKE_MODELS[source.model_id]),
         limits=PoolLimits(memory_budget=lambda: 1_000_000_000),
     )
     return LocalEngine(pool, settings)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pellucid.models.backend import Backend, ModelRef
+from pellucid.models.backend import Backend, ModelRef, Runtime
 from pellucid.models.fake.backend import FakeBackend, FakeModel
 from pellucid.models.sources.source import ModelSource, SourceSize
 from pellucid.progress import ProgressListener, ignore_progress
@@ -70,7 +70,7 @@ class FakeLoader:
     made: list[FakeBackend] = field(default_factory=list)
     over_budget: list[int] = field(default_factory=list)
 
-    def __call__(self, source: ModelSource) -> Backend:
+    def __call__(self, source: ModelSource, runtime: Runtime = "torch") -> Backend:
         if self.gate is not None:
             self.gate.wait(10)
         time.sleep(self.delay_s)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from pellucid.errors import GraphUnavailable
 from pellucid.inference.local_engine import LocalEngine
-from pellucid.models.backend import Backend
+from pellucid.models import machine
+from pellucid.models.backend import Backend, Runtime
+from pellucid.models.machine import runs_on_cpu
 from pellucid.models.pool import Loader, ModelPool, PoolLimits
 from pellucid.models.sources.source import ModelSource, SourceSize
 from pellucid.progress import ProgressListener, ignore_progress
 from pellucid.settings import Settings
 
 _BUDGET_SHARE = 0.6  # of the device's memory, where no budget is set
+_GRAPH_BYTES_PER_PARAMETER = 6  # float32 as stored, and bfloat16 as computed with
 
 
 def build_engine(settings: Settings, progress: ProgressListener = ignore_progress) -> LocalEngine:
@@ -28,14 +32,28 @@ def build_engine(settings: Settings, progress: ProgressListener = ignore_progres
         Locator.of(settings),
         _loader(settings),
         limits=limits,
-        memory_of=lambda size: _memory_of(size, settings),
+        memory_of=lambda size, runtime: _memory_of(size, runtime, settings),
         progress=progress,
     )
-    return LocalEngine(pool, settings)
+    return LocalEngine(pool, settings, embeds_with=_embedding_runtime(settings))
+
+
+def _embedding_runtime(settings: Settings) -> Runtime:
+    """What embeddings are tried with first."""
+    return "torch" if settings.embedding_runtime == "auto" else settings.embedding_runtime
 
 
 def _loader(settings: Settings) -> Loader:
-    def load(source: ModelSource) -> Backend:
+    def load(source: ModelSource, runtime: Runtime) -> Backend:
+        return load_graph(source) if runtime == "openvino" else load_transformer(source)
+
+    def load_graph(source: ModelSource) -> Backend:
+        from pellucid.models.graph.eligibility import require_encoder
+
+        require_encoder(source)
+        raise GraphUnavailable(model_id=source.model_id, reason="there is no OpenVINO backend")
+
+    def load_transformer(source: ModelSource) -> Backend:
         from pellucid.models.transformers_backend import TransformersBackend
 
         return TransformersBackend.load(
@@ -54,6 +72,8 @@ def _memory_budget(settings: Settings) -> Callable[[], int]:
     def budget() -> int:
         if settings.memory_budget_bytes is not None:
             return settings.memory_budget_bytes
+        if runs_on_cpu(settings.device):
+            return int(machine.memory_bytes() * _BUDGET_SHARE)
         from pellucid.models.device import device_memory_bytes
 
         return int(device_memory_bytes(settings.device) * _BUDGET_SHARE)
@@ -61,10 +81,12 @@ def _memory_budget(settings: Settings) -> Callable[[], int]:
     return budget
 
 
-def _memory_of(size: SourceSize, settings: Settings) -> int:
+def _memory_of(size: SourceSize, runtime: Runtime, settings: Settings) -> int:
     """Bytes once loaded: weights may be stored in another dtype than they are used in."""
     if size.num_parameters is None:
         return size.weights_bytes
+    if runtime == "openvino":
+        return size.num_parameters * _GRAPH_BYTES_PER_PARAMETER
     from pellucid.models.device import bytes_per_parameter
 
     return size.num_parameters * bytes_per_parameter(settings.dtype, settings.device)

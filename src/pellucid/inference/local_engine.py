@@ -6,13 +6,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from pellucid.errors import DeadlineExceeded, Forbidden, NotReady, PellucidError
+from pellucid.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    GraphUnavailable,
+    NotReady,
+    PellucidError,
+)
 from pellucid.inference.admission import check_embedding_inputs, check_inspection_text
 from pellucid.inference.embedding import embed
 from pellucid.inference.engine import (
@@ -26,8 +33,8 @@ from pellucid.inference.engine import (
 from pellucid.inference.inspection import inspect
 from pellucid.inference.umap_line import UmapLine
 from pellucid.inference.worker import StillWanted, Worker
-from pellucid.models.backend import Backend, ModelInfo, ModelRef
-from pellucid.models.pool import Lease, ModelPool
+from pellucid.models.backend import Backend, ModelInfo, ModelRef, Runtime
+from pellucid.models.pool import Lease, LoadedModel, ModelPool
 from pellucid.settings import Settings
 from pellucid.units import rounded_ms
 
@@ -38,14 +45,19 @@ T = TypeVar("T")
 ModelWork = Callable[[Backend, StillWanted], T]
 
 _DRAIN_S = 10.0  # how long close() waits for requests at work
+_MAX_REMEMBERED = 256  # models without a graph, and why
 
 
 class LocalEngine:
     """Implements ``Engine``: asynchronous outside; inside, each model is called by one thread."""
 
-    def __init__(self, pool: ModelPool, settings: Settings) -> None:
+    def __init__(
+        self, pool: ModelPool, settings: Settings, *, embeds_with: Runtime = "torch"
+    ) -> None:
         self._pool = pool
         self._settings = settings
+        self._embeds_with = embeds_with
+        self._graphless: OrderedDict[ModelRef | None, GraphUnavailable] = OrderedDict()
         self._workers: dict[int, Worker] = {}  # by identity of the backend
         self._lock = threading.Lock()
         self._umap = UmapLine(max_waiting=settings.max_waiting)
@@ -59,7 +71,7 @@ class LocalEngine:
         check_embedding_inputs(query, settings=self._settings)
         async with self._deadline():
             embeddings, waited = await self._run(
-                query.model,
+                self._embedding_lease(query.model),
                 lambda backend, still_wanted: embed(
                     backend, query, settings=self._settings, still_wanted=still_wanted
                 ),
@@ -74,7 +86,7 @@ class LocalEngine:
         has_umap = "projection" in query.include and query.projection.method == "umap"
         async with self._deadline(), self._umap.place() if has_umap else nullcontext():
             seen, waited = await self._run(
-                query.model,
+                self._lease(query.model),
                 lambda backend, still_wanted: inspect(
                     backend, query, settings=self._settings, still_wanted=still_wanted
                 ),
@@ -97,18 +109,38 @@ class LocalEngine:
         except TimeoutError as error:
             raise DeadlineExceeded(timeout_s=timeout_s) from error
 
-    async def _run(self, ref: ModelRef | None, work: ModelWork[T]) -> tuple[T, dict[str, float]]:
+    async def _run(
+        self, leasing: Awaitable[Lease], work: ModelWork[T]
+    ) -> tuple[T, dict[str, float]]:
         """The result of ``work`` on the model, and how long it waited for it."""
         started = time.perf_counter()
-        lease = await self._lease(ref)
+        lease = await leasing
         load_ms = (time.perf_counter() - started) * 1000
         result, queue_ms = await self._work(lease, work)
         return result, {"load_ms": load_ms, "queue_ms": queue_ms}
 
-    async def _lease(self, ref: ModelRef | None) -> Lease:
+    async def _embedding_lease(self, ref: ModelRef | None) -> Lease:
+        """The model in the runtime that embeds it: torch for those that have no graph."""
+        if self._embeds_with == "openvino" and self._without_graph(ref) is None:
+            try:
+                return await self._lease(ref, "openvino")
+            except GraphUnavailable as error:
+                if self._settings.embedding_runtime == "openvino":
+                    raise
+                logger.warning("%s", error.detail)
+                self._graphless[self._permitted(ref)] = error
+                if len(self._graphless) > _MAX_REMEMBERED:
+                    self._graphless.popitem(last=False)
+        return await self._lease(ref)
+
+    def _without_graph(self, ref: ModelRef | None) -> GraphUnavailable | None:
+        """Why the model has no graph, once that is known."""
+        return self._graphless.get(self._permitted(ref))
+
+    async def _lease(self, ref: ModelRef | None, runtime: Runtime = "torch") -> Lease:
         if self._closing:
             raise NotReady(phase="shutting down", retry_after_s=5)
-        future = self._pool.request(self._permitted(ref))
+        future = self._pool.request(self._permitted(ref), runtime)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -148,7 +180,8 @@ class LocalEngine:
     # ----------------------------------------------------------------------------------- models
 
     async def load(self, ref: ModelRef | None = None) -> ModelInfo:
-        lease = await self._lease(ref)  # no deadline: a download may take longer than any request
+        # No deadline: a download may take longer than any request.
+        lease = await self._embedding_lease(ref)
         with lease as backend:
             return backend.info
 
@@ -156,6 +189,7 @@ class LocalEngine:
         # None means all here, so that the default model has to be named by its name.
         if ref is not None and self._is_default(ref):
             ref = self._pool.view().default_key or ref
+        self._graphless.clear()  # what stood in the way may be gone: a full disk, say
         return await asyncio.to_thread(self._pool.unload, ref)
 
     async def estimate(self, ref: ModelRef) -> SizeEstimate:
@@ -164,7 +198,7 @@ class LocalEngine:
 
     def _estimate(self, ref: ModelRef | None) -> SizeEstimate:
         size = self._pool.locator.estimate(ref)
-        memory_bytes = self._pool.memory_of(size)
+        memory_bytes = self._pool.memory_of(size, self._embeds_with)
         limit_bytes = self._settings.max_model_bytes
         budget_bytes = self._pool.limits.memory_budget()
         return SizeEstimate(
@@ -184,18 +218,12 @@ class LocalEngine:
 
     def list_models(self) -> list[ModelStatus]:
         view = self._pool.view()
+        by_key: dict[ModelRef, list[LoadedModel]] = {}
+        for model in reversed(view.loaded):
+            by_key.setdefault(model.key, []).append(model)
         statuses = [
-            ModelStatus(
-                model_id=model.backend.info.model_id,
-                revision=model.backend.info.revision,
-                state="loaded",
-                is_default=model.key == view.default_key,
-                in_use=model.in_use,
-                waiting=self._waiting(model.backend),
-                memory_bytes=model.memory_bytes,
-                info=model.backend.info,
-            )
-            for model in reversed(view.loaded)
+            self._loaded_status(models, is_default=key == view.default_key)
+            for key, models in by_key.items()
         ]
         statuses += [
             self._status(ref, "loading", waiting=waiting) for ref, waiting in view.loading.items()
@@ -208,6 +236,26 @@ class LocalEngine:
         if not any(status.is_default for status in statuses):
             statuses.append(self._status(None, "available"))
         return sorted(statuses, key=lambda status: not status.is_default)
+
+    def _loaded_status(self, models: list[LoadedModel], *, is_default: bool) -> ModelStatus:
+        """One model, in whichever runtimes it is loaded."""
+        info = min(models, key=lambda model: model.runtime == "torch").backend.info
+        key = models[0].key
+        names = (None if is_default else key, replace(key, revision=None))
+        missing = next((self._graphless[name] for name in names if name in self._graphless), None)
+        if missing is not None and info.embedding.runtime == "torch":
+            embedding = replace(info.embedding, reason=str(missing.facts["reason"]))
+            info = replace(info, embedding=embedding)
+        return ModelStatus(
+            model_id=key.model_id,
+            revision=key.revision,
+            state="loaded",
+            is_default=is_default,
+            in_use=sum(model.in_use for model in models),
+            waiting=sum(self._waiting(model.backend) for model in models),
+            memory_bytes=sum(model.memory_bytes for model in models),
+            info=info,
+        )
 
     def default_status(self) -> ModelStatus:
         return next(status for status in self.list_models() if status.is_default)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import psutil
 import torch
 
+from pellucid.models import machine
 from pellucid.models.loading import choose_device, choose_dtype
-
-_CGROUP = Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 63
 
 
 def describe_device(setting: str) -> tuple[str, bool]:
@@ -32,19 +27,9 @@ def device_memory_bytes(setting: str) -> int:
     device = choose_device(setting)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(int(psutil.virtual_memory().total), _container_limit_bytes())
+    return machine.memory_bytes()
 
 
 def bytes_per_parameter(dtype: str, setting: str) -> int:
     """Bytes of one weight in memory, whatever it takes on disk."""
     return int(choose_dtype(dtype, choose_device(setting)).itemsize)
-
-
-def _container_limit_bytes() -> int:
-    """Limit of the control group, version 2 then 1; no limit reads as "max" or as 2^63."""
-    for path in (_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes"):
-        try:
-            return int(path.read_text())
-        except (OSError, ValueError):
-            continue
-    return _NO_LIMIT

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from pellucid.errors import EmbeddingUnavailable
 from pellucid.models import memory
 from pellucid.models.attention.function import IMPLEMENTATION
-from pellucid.models.backend import AttentionName, ModelInfo
+from pellucid.models.backend import AttentionName, EmbeddingRuntime, ModelInfo
 from pellucid.models.capabilities import Capabilities
 from pellucid.models.embedding.pipeline import EmbeddingPipeline
 from pellucid.models.loading import LoadedTransformer
@@ -47,12 +49,17 @@ def describe(
         prompts=embedding.prompts if embedding else {},
         default_prompt_name=embedding.default_prompt_name if embedding else None,
         device=loaded.device.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=_name_of(loaded.dtype),
         attention_implementation=_served_by(loaded, capabilities),
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         memory_bytes=memory.memory_bytes(loaded.model),
         attention=capabilities.attention.support,
+        embedding=EmbeddingRuntime(runtime="torch", precision=_name_of(loaded.dtype)),
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _served_by(loaded: LoadedTransformer, capabilities: Capabilities) -> str:

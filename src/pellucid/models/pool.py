@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 
 from pellucid.errors import (
+    GraphUnavailable,
     InvalidInput,
     ModelInUse,
     ModelLoadFailed,
@@ -21,14 +23,14 @@ from pellucid.errors import (
     Overloaded,
     PellucidError,
 )
-from pellucid.models.backend import Backend, ModelRef
-from pellucid.models.residency import LoadedModel, PoolLimits, Residency
+from pellucid.models.backend import Backend, ModelRef, Runtime
+from pellucid.models.residency import LoadedModel, Place, PoolLimits, Residency
 from pellucid.models.sources.source import ModelLocator, ModelSource, SourceSize
 from pellucid.progress import ProgressEvent, ProgressListener, ignore_progress
 
 __all__ = ["Lease", "LoadedModel", "Loader", "ModelPool", "PoolLimits", "PoolView"]
 
-Loader = Callable[[ModelSource], Backend]
+Loader = Callable[[ModelSource, Runtime], Backend]
 
 logger = logging.getLogger("pellucid.models")
 
@@ -88,7 +90,8 @@ class _Flight:
 
 
 class ModelPool:
-    """``model_id@revision`` -> ``Backend``. Thread-safe; ``acquire`` blocks, ``request`` does not.
+    """``model_id@revision`` and runtime -> ``Backend``. Thread-safe; ``acquire`` blocks,
+    ``request`` does not.
 
     The least recently used idle models are closed before a new one is loaded, when the estimate
     says that both would not fit.
@@ -100,7 +103,7 @@ class ModelPool:
         loader: Loader,
         *,
         limits: PoolLimits,
-        memory_of: Callable[[SourceSize], int] = lambda size: size.weights_bytes,
+        memory_of: Callable[[SourceSize, Runtime], int] = lambda size, _: size.weights_bytes,
         progress: ProgressListener = ignore_progress,
     ) -> None:
         self.locator = locator
@@ -110,10 +113,10 @@ class ModelPool:
         self._progress = progress
         self._residency = residency = Residency(limits)
         self._state = residency.state  # one lock for all: guards everything below, too
-        self._flights: dict[ModelRef | None, _Flight] = {}
+        self._flights: dict[tuple[ModelRef | None, Runtime], _Flight] = {}
         self._failures: OrderedDict[ModelRef | None, PellucidError] = OrderedDict()
         self._default_key: ModelRef | None = None  # outlives the model: its name stays the same
-        self._keys_in_flight: set[ModelRef] = set()
+        self._keys_in_flight: set[Place] = set()
         self._download_slots = threading.Semaphore(_MAX_DOWNLOADS)
         self._load_lock = threading.Lock()  # one load at a time, or memory cannot be accounted for
 
@@ -123,21 +126,21 @@ class ModelPool:
 
     # ---------------------------------------------------------------------------------- leasing
 
-    def acquire(self, ref: ModelRef | None = None) -> Lease:
+    def acquire(self, ref: ModelRef | None = None, runtime: Runtime = "torch") -> Lease:
         """A lease on the model, loaded first where need be (None = the default model).
 
         Raises Overloaded, OutOfMemory, NoFreeModelSlot, InvalidModelId and everything under
         ModelUnavailable. A failed load is told to all who wait for it, and tried again by the next.
         """
-        return self.request(ref).result()
+        return self.request(ref, runtime).result()
 
-    def request(self, ref: ModelRef | None = None) -> Future[Lease]:
+    def request(self, ref: ModelRef | None = None, runtime: Runtime = "torch") -> Future[Lease]:
         """Like ``acquire``, as a future. Whoever cancels it too late must release the lease."""
         future: Future[Lease] = Future()
         with self._state:
             if self._residency.closed:
                 raise NotReady(phase="shutting down", retry_after_s=5)
-            model = self._residency.find(ref)
+            model = self._residency.find(ref, runtime)
             if model is not None:
                 future.set_result(self._lease(model))
                 return future
@@ -150,11 +153,14 @@ class ModelPool:
                     max_waiting=self.limits.max_waiting,
                     retry_after_s=5,
                 )
-            flight = self._flights.get(ref)
+            flight = self._flights.get((ref, runtime))
             if flight is None:
-                flight = self._flights[ref] = _Flight()
+                flight = self._flights[ref, runtime] = _Flight()
                 name = f"load {ref.model_id if ref else 'default model'}"
-                threading.Thread(target=self._fly, args=(ref,), name=name, daemon=True).start()
+                flying = threading.Thread(
+                    target=self._fly, args=(ref, runtime), name=name, daemon=True
+                )
+                flying.start()
             flight.waiters.append(future)
         return future
 
@@ -164,20 +170,15 @@ class ModelPool:
 
     # ---------------------------------------------------------------------------------- loading
 
-    def _fly(self, ref: ModelRef | None) -> None:
+    def _fly(self, ref: ModelRef | None, runtime: Runtime) -> None:
         """Load one model and answer everyone who waits for it under this name."""
         try:
-            model = self._loaded(ref)
+            model = self._loaded(ref, runtime)
         except BaseException as error:  # thread boundary: a waiter without an answer waits for ever
             failure = _as_load_failure(error, ref)
             with self._state:
-                # What is no name at all is nobody's model: it belongs into no list of models.
-                if ref is None or not isinstance(failure, InvalidInput):
-                    self._failures[ref] = failure
-                    self._failures.move_to_end(ref)
-                if len(self._failures) > _MAX_REMEMBERED_FAILURES:
-                    self._failures.popitem(last=False)
-                waiters = self._flights.pop(ref).waiters
+                self._remember(ref, failure)
+                waiters = self._flights.pop((ref, runtime)).waiters
             for future in waiters:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failure)
@@ -187,47 +188,61 @@ class ModelPool:
             self._residency.keys[ref] = model.key
             if ref is None:
                 self._default_key = model.key
-            for future in self._flights.pop(ref).waiters:
+            for future in self._flights.pop((ref, runtime)).waiters:
                 if future.set_running_or_notify_cancel():
                     future.set_result(self._lease(model))
             model.in_use -= 1  # the hold that kept it alive until its waiters had their leases
             self._state.notify_all()
 
-    def _loaded(self, ref: ModelRef | None) -> LoadedModel:
+    def _remember(self, ref: ModelRef | None, failure: PellucidError) -> None:
+        """Expects ``state`` held."""
+        # What is no name at all is nobody's model: it belongs into no list of models. A model
+        # without a graph has not failed: another runtime loads it.
+        if isinstance(failure, GraphUnavailable) or (ref and isinstance(failure, InvalidInput)):
+            return
+        self._failures[ref] = failure
+        self._failures.move_to_end(ref)
+        if len(self._failures) > _MAX_REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+
+    def _loaded(self, ref: ModelRef | None, runtime: Runtime) -> LoadedModel:
         """The model, held once for the caller, so that it cannot be evicted before it is used."""
         key = self.locator.resolve(ref)
-        with self._only_flight_of(key):
+        with self._only_flight_of((key, runtime)):
             with self._state:
-                if (model := self._residency.find(key)) is not None:
+                if (model := self._residency.find(key, runtime)) is not None:
                     self._residency.hold(model)
                     return model
             size = self.locator.estimate(ref)
-            needed = self.memory_of(size)
+            needed = self.memory_of(size, runtime)
             self._residency.refuse_if_hopeless(key, needed)
             # What lies on this machine waits for no download of others.
             with self._download_slots if size.download_bytes else nullcontext():
                 source = self.locator.locate(ref, progress=self._progress)
-            return self._load(replace(key, revision=source.revision), source, needed)
+            return self._load(replace(key, revision=source.revision), runtime, source, needed)
 
     @contextmanager
-    def _only_flight_of(self, key: ModelRef) -> Iterator[None]:
+    def _only_flight_of(self, place: Place) -> Iterator[None]:
         """Two names of one model (no revision, and its commit) must not load it twice."""
         with self._state:
-            self._state.wait_for(lambda: key not in self._keys_in_flight)
-            self._keys_in_flight.add(key)
+            self._state.wait_for(lambda: place not in self._keys_in_flight)
+            self._keys_in_flight.add(place)
         try:
             yield
         finally:
             with self._state:
-                self._keys_in_flight.discard(key)
+                self._keys_in_flight.discard(place)
                 self._state.notify_all()
 
-    def _load(self, key: ModelRef, source: ModelSource, needed: int) -> LoadedModel:
+    def _load(
+        self, key: ModelRef, runtime: Runtime, source: ModelSource, needed: int
+    ) -> LoadedModel:
         with self._load_lock:
             self._residency.make_room(key, needed, wait_s=self.limits.room_timeout_s)
             started = time.perf_counter()
-            backend = self._loader(source)
-            model = LoadedModel(key, backend, backend.info.memory_bytes, in_use=1)
+            backend = self._loader(source, runtime)
+            memory_bytes = backend.info.memory_bytes
+            model = LoadedModel(key, backend, memory_bytes, in_use=1, runtime=runtime)
             try:
                 # The true size is known only now; an estimate that was too low must not overfill.
                 self._residency.make_room(key, model.memory_bytes, wait_s=0)
@@ -235,7 +250,8 @@ class ModelPool:
             except PellucidError:
                 backend.close()
                 raise
-            logger.info("loaded %s in %.1f s", key.model_id, time.perf_counter() - started)
+            elapsed_s = time.perf_counter() - started
+            logger.info("loaded %s with %s in %.1f s", key.model_id, runtime, elapsed_s)
         data = {"model": source.model_id, "dimensions": backend.info.dimensions}
         self._progress(ProgressEvent("model_loaded", data))
         return model
@@ -259,12 +275,35 @@ class ModelPool:
             chosen = [self._residency.forget(model) for model in chosen]
         return self._residency.evict(chosen)
 
+    def condemn(self, backend: Backend) -> Callable[[], None]:
+        """Take a backend that no longer answers out of the pool at once, without waiting for it;
+        the next request loads a fresh one.
+
+        Returns what closes it, to be called when nothing runs in it any more, perhaps never: until
+        then its memory counts as taken.
+        """
+        with self._state:
+            models = self._residency.models.values()
+            model = next((model for model in models if model.backend is backend), None)
+            if model is not None:
+                self._residency.forget(model)
+            self._state.notify_all()
+        if model is None:  # unloaded or condemned before
+            return lambda: None
+        return partial(self._bury, model)
+
+    def _bury(self, model: LoadedModel) -> None:
+        self._residency.evict([model])
+
     def view(self) -> PoolView:
         """What is loaded, loading and failed just now; cheap."""
         with self._state:
+            loading: dict[ModelRef | None, int] = {}
+            for (ref, _), flight in self._flights.items():
+                loading[ref] = loading.get(ref, 0) + flight.waiting
             return PoolView(
                 loaded=tuple(replace(model) for model in self._residency.models.values()),
-                loading={ref: flight.waiting for ref, flight in self._flights.items()},
+                loading=loading,
                 failures=dict(self._failures),
                 default_key=self._default_key,
             )

@@ -30,7 +30,7 @@ from pellucid.errors import (
 )
 from pellucid.inference.engine import EmbeddingQuery, InspectionQuery
 from pellucid.inference.local_engine import LocalEngine
-from pellucid.models.backend import ModelRef
+from pellucid.models.backend import ModelRef, Runtime
 from pellucid.models.fake.backend import FakeBackend, FakeModel, Faults
 from pellucid.models.pool import ModelPool, PoolLimits
 from pellucid.models.sources.source import ModelSource
@@ -57,7 +57,7 @@ class Bench:
         self.pool = ModelPool(self.locator, self.load, limits=limits)
         self.engine = LocalEngine(self.pool, self.settings)
 
-    def load(self, source: ModelSource) -> FakeBackend:
+    def load(self, source: ModelSource, runtime: Runtime = "torch") -> FakeBackend:
         if self.gate is not None:
             assert self.gate.wait(10)
         if self.load_error is not None:
