@@ -1,0 +1,110 @@
+"""Which runtime embeds a model, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from conftest import plain_settings
+from fake_pool import DEFAULT, FakeLocator
+from pellucid.errors import GraphUnavailable
+from pellucid.inference.engine import EmbeddingQuery, InspectionQuery
+from pellucid.inference.local_engine import LocalEngine
+from pellucid.models.backend import Backend, EmbeddingRuntime, ModelInfo, ModelRef, Parity, Runtime
+from pellucid.models.fake.backend import FakeBackend, FakeModel
+from pellucid.models.pool import ModelPool, PoolLimits
+from pellucid.models.sources.source import ModelSource
+
+ONE = EmbeddingQuery(inputs=["hello world"])
+PARITY = Parity(mean_cosine=0.9999, min_cosine=0.9998, threshold=0.999, num_texts=24)
+
+
+class GraphBackend(FakeBackend):
+    """A fake that says that it is a graph."""
+
+    @property
+    def info(self) -> ModelInfo:
+        return replace(super().info, embedding=EmbeddingRuntime(runtime="openvino", parity=PARITY))
+
+
+@dataclass
+class Loads:
+    """What was loaded, in order; models in ``graphless`` have no graph."""
+
+    graphless: set[str] = field(default_factory=set)
+    order: list[tuple[str, Runtime]] = field(default_factory=list)
+
+    def __call__(self, source: ModelSource, runtime: Runtime) -> Backend:
+        self.order.append((source.model_id, runtime))
+        model = FakeModel(model_id=source.model_id, revision=source.revision, memory_bytes=100)
+        if runtime == "torch":
+            return FakeBackend(model)
+        if source.model_id in self.graphless:
+            raise GraphUnavailable(model_id=source.model_id, reason="it is odd")
+        return GraphBackend(model)
+
+
+def make_engine(loads: Loads, **settings: Any) -> LocalEngine:
+    pool = ModelPool(FakeLocator(), loads, limits=PoolLimits(memory_budget=lambda: 1_000))
+    return LocalEngine(
+        pool, plain_settings(model=DEFAULT.model_id, **settings), embeds_with="openvino"
+    )
+
+
+def test_a_graph_embeds_and_torch_is_loaded_by_the_first_inspection() -> None:
+    loads = Loads()
+    engine = make_engine(loads)
+
+    async def main() -> None:
+        await engine.load()
+        embeddings = await engine.embed(ONE)
+        assert embeddings.model.embedding.parity == PARITY
+        assert loads.order == [(DEFAULT.model_id, "openvino")]
+        await engine.inspect(InspectionQuery(text="hello"))
+        assert loads.order[1:] == [(DEFAULT.model_id, "torch")]
+        (status,) = engine.list_models()
+        assert (status.memory_bytes, status.is_default) == (200, True)
+        assert status.info is not None
+        assert status.info.embedding.runtime == "openvino"
+
+    asyncio.run(main())
+
+
+def test_without_a_graph_torch_embeds_and_the_model_says_why() -> None:
+    loads = Loads(graphless={DEFAULT.model_id})
+    engine = make_engine(loads)
+
+    async def main() -> None:
+        await engine.load()
+        for _ in range(3):
+            await engine.embed(ONE)
+        assert [runtime for _, runtime in loads.order] == ["openvino", "torch"]
+        status = engine.default_status()
+        assert status.info is not None
+        assert status.info.embedding == EmbeddingRuntime(runtime="torch", reason="it is odd")
+        assert status.state == "loaded"
+
+    asyncio.run(main())
+
+
+def test_a_graph_is_tried_again_after_unloading() -> None:
+    loads = Loads(graphless={DEFAULT.model_id})
+    engine = make_engine(loads)
+
+    async def main() -> None:
+        await engine.embed(ONE)
+        loads.graphless.clear()
+        await engine.unload()
+        await engine.embed(ONE)
+        assert [runtime for _, runtime in loads.order] == ["openvino", "torch", "openvino"]
+
+    asyncio.run(main())
+
+
+def test_who_insists_on_openvino_is_refused() -> None:
+    engine = make_engine(Loads(graphless={"a/odd"}), embedding_runtime="openvino")
+    with pytest.raises(GraphUnavailable):
+        asyncio.run(engine.embed(replace(ONE, model=ModelRef(model_id="a/odd"))))
