@@ -7,13 +7,17 @@ message, the prompt as the system's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pellucid.errors import EmbeddingUnavailable, TooManyTokens
-from pellucid.models.backend import Encoding, Truncation
+from pellucid.models.backend import EmbeddingInput, Truncation
 from pellucid.models.sources.repository_layout import RepositoryLayout
+from pellucid.models.text.embedding_tokenizer import field_names
+from pellucid.models.text.text_check import check_text
 from pellucid.models.text.tokenization import Tokenizer
 
 
@@ -33,6 +37,7 @@ class ChatInputs:
         self._settings = settings
         self._model_id = model_id
         self._suffixes: dict[str | None, list[int]] = {}
+        self._busy = threading.Lock()  # templates are not known to bear several callers
 
     @classmethod
     def of(
@@ -58,29 +63,51 @@ class ChatInputs:
 
     def tokenize(
         self,
-        text: str,
+        texts: Sequence[str],
         *,
         prompt: str | None,
-        max_tokens: int | None,
+        max_tokens: int,
         truncation: Truncation,
-        field: str,
-    ) -> Encoding:
-        """One text. Where it is cut, the template's last tokens are put back over its end, so that
-        pooling of the last token reads what it was trained on. Raises TooManyTokens."""
+    ) -> list[EmbeddingInput]:
+        """Texts behind the template. Where one is cut, the template's last tokens are put back over
+        its end, so that pooling of the last token reads what it was trained on.
+
+        Thread-safe: one call at a time. Raises EmptyText, InvalidText, InvalidRequest,
+        TooManyTokens.
+        """
+        fields = field_names(len(texts))
+        for text, field in zip(texts, fields, strict=True):
+            check_text(text, field=field)
+        with self._busy:
+            return [
+                self._fitted(
+                    text, prompt, max_tokens=max_tokens, truncation=truncation, field=field
+                )
+                for text, field in zip(texts, fields, strict=True)
+            ]
+
+    def _fitted(
+        self, text: str, prompt: str | None, *, max_tokens: int, truncation: Truncation, field: str
+    ) -> EmbeddingInput:
         ids = self._ids(text, prompt=prompt)
-        if max_tokens is None or len(ids) <= max_tokens:
-            return self._tokenizer.unchecked_encoding(ids)
-        if truncation == "error":
-            raise TooManyTokens(
-                field=field, tokens=len(ids), max_tokens=max_tokens, model_id=self._model_id
-            )
+        kept = ids
+        if len(ids) > max_tokens:
+            if truncation == "error":
+                raise TooManyTokens(
+                    field=field, tokens=len(ids), max_tokens=max_tokens, model_id=self._model_id
+                )
+            kept = self._cut(ids, prompt, max_tokens=max_tokens, truncation=truncation)
+        return EmbeddingInput(
+            input_ids=np.array(kept, dtype=np.int64), num_tokens_untruncated=len(ids)
+        )
+
+    def _cut(
+        self, ids: list[int], prompt: str | None, *, max_tokens: int, truncation: Truncation
+    ) -> list[int]:
         if truncation == "start":
-            kept = ids[-max_tokens:]
-        else:
-            suffix = self._suffix(prompt)[-max_tokens:]
-            kept = ids[: max_tokens - len(suffix)] + suffix
-        encoding = self._tokenizer.unchecked_encoding(kept)
-        return replace(encoding, truncated=True, num_tokens_untruncated=len(ids))
+            return ids[-max_tokens:]
+        suffix = self._suffix(prompt)[-max_tokens:]
+        return ids[: max_tokens - len(suffix)] + suffix
 
     def _ids(self, text: str, *, prompt: str | None) -> list[int]:
         messages = [self._message("user", text)]

@@ -7,20 +7,19 @@ transformers model gets the pooling that the library would choose.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pellucid.errors import EmbeddingUnavailable, InvalidRequest
-from pellucid.models.backend import EmbeddingInput, Encoding, ModelKind, Pooling, Truncation
+from pellucid.models.backend import EmbeddingInput, ModelKind, Pooling, Truncation
 from pellucid.models.embedding.chat_inputs import ChatInputs
 from pellucid.models.embedding.matryoshka import matryoshka_dimensions
 from pellucid.models.embedding.pooling import Features, PoolingStep
 from pellucid.models.embedding.steps import Steps, load_steps
 from pellucid.models.sources.repository_layout import RepositoryLayout
-from pellucid.models.text.text_check import check_text
+from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
 from pellucid.models.text.tokenization import Tokenizer
 
 # Relative positions take memory with the square of the length: 3 GB at 8,000 tokens and 4 heads,
@@ -29,7 +28,7 @@ _NO_LIMIT_OF_ITS_OWN = 4_096
 
 
 class EmbeddingPipeline:
-    """Tokenises and pools for embeddings. Used by one thread at a time, as its tokenizer is."""
+    """Tokenises and pools for embeddings. Thread-safe, but for being moved."""
 
     def __init__(
         self,
@@ -41,15 +40,18 @@ class EmbeddingPipeline:
         matryoshka: tuple[int, ...],
     ) -> None:
         self._steps = steps
-        self._tokenizer = tokenizer
         self._chat = chat
-        self._prompt_tokens: dict[str, int] = {}
         self.dimensions: int = min(steps.dimensions, layout.truncate_dim or steps.dimensions)
         self.matryoshka_dimensions = tuple(d for d in matryoshka if d <= self.dimensions)
         self.pooling: str = "+".join(steps.pooling)
         self.prompts: Mapping[str, str] = layout.prompts
         self.default_prompt_name: str | None = layout.default_prompt_name
         self.max_tokens: int = _max_tokens(layout, tokenizer)
+        self.tokenizer: EmbeddingTokenizer | None = None  # none where a chat template is needed
+        if chat is None:
+            self.tokenizer = tokenizer.for_embedding(
+                max_tokens=self.max_tokens, pools_prompt=steps.include_prompt
+            )
 
     @classmethod
     def load(
@@ -99,55 +101,28 @@ class EmbeddingPipeline:
         prompt: str | None = None,
         truncation: Truncation = "end",
     ) -> list[EmbeddingInput]:
-        """Texts as the pipeline reads them, each cut at ``max_tokens``, the prompt counted."""
-        encodings = self._encodings(texts, prompt=prompt, truncation=truncation)
-        return [
-            EmbeddingInput(
-                input_ids=encoding.input_ids,
-                num_tokens_untruncated=encoding.num_tokens_untruncated,
-                token_type_ids=encoding.token_type_ids,
-                num_prompt_tokens=encoding.num_prompt_tokens,
-            )
-            for encoding in encodings
-        ]
+        """Texts as the pipeline reads them, each cut at ``max_tokens``, the prompt counted.
+
+        Raises EmptyText, InvalidText, TooManyTokens, InvalidRequest.
+        """
+        if self.tokenizer is not None:
+            return self.tokenizer.tokenize(texts, prompt=prompt, truncation=truncation)
+        assert self._chat is not None
+        return self._chat.tokenize(
+            texts, prompt=prompt, max_tokens=self.max_tokens, truncation=truncation
+        )
 
     def chunk_for_embedding(
         self, texts: Sequence[str], *, prompt: str | None = None
     ) -> list[list[EmbeddingInput]]:
-        raise NotImplementedError
-
-    def _encodings(
-        self, texts: Sequence[str], *, prompt: str | None, truncation: Truncation
-    ) -> list[Encoding]:
-        """Offsets count characters of the prompt and text together. Raises EmptyText, InvalidText,
-        TooManyTokens, InvalidRequest.
-        """
-        fields = ["text"] if len(texts) == 1 else [f"texts[{i}]" for i in range(len(texts))]
-        for text, field in zip(texts, fields, strict=True):
-            check_text(text, field=field)
-        if self._chat is not None:
-            return [
-                self._chat.tokenize(
-                    text,
-                    prompt=prompt,
-                    max_tokens=self.max_tokens,
-                    truncation=truncation,
-                    field=field,
-                )
-                for text, field in zip(texts, fields, strict=True)
-            ]
-        encodings = self._tokenizer.tokenize_many(
-            [prompt + text for text in texts] if prompt else texts,
-            max_tokens=self.max_tokens,
-            truncation=truncation,
-            fields=fields,
-        )
-        if not prompt or self._steps.include_prompt:
-            return encodings
-        return [
-            self._without_prompt(encoding, prompt=prompt, field=field)
-            for encoding, field in zip(encodings, fields, strict=True)
-        ]
+        """Texts in pieces of at most ``max_tokens``. Raises as ``tokenize_for_embedding``."""
+        if self.tokenizer is None:
+            raise InvalidRequest(
+                reason="This model reads texts through its chat template, which cannot be cut in "
+                'pieces; use truncate "end", "start" or "error".',
+                field="truncate",
+            )
+        return self.tokenizer.chunk(texts, prompt=prompt)
 
     def pool(
         self,
@@ -169,17 +144,6 @@ class EmbeddingPipeline:
         for step in self._steps.steps:
             step(features)
         return features.values["sentence_embedding"][:, : self.dimensions]
-
-    def _without_prompt(self, encoding: Encoding, *, prompt: str, field: str) -> Encoding:
-        """The encoding with its prompt tokens counted."""
-        if prompt not in self._prompt_tokens:
-            self._prompt_tokens[prompt] = self._tokenizer.count_prompt_tokens(prompt)
-        num_prompt_tokens = self._prompt_tokens[prompt]
-        if num_prompt_tokens >= encoding.input_ids.size:
-            raise InvalidRequest(
-                reason=f"The prompt of {num_prompt_tokens} tokens leaves no room for {field}."
-            )
-        return replace(encoding, num_prompt_tokens=num_prompt_tokens)
 
 
 def _plain_steps(config: Any, *, hidden_size: int, model_kind: ModelKind) -> Steps:

@@ -21,6 +21,7 @@ from pellucid.errors import (
 from pellucid.models.backend import Encoding, ModelKind, Truncation
 from pellucid.models.sources.repository_layout import RepositoryLayout
 from pellucid.models.text.chat_template import ChatTemplate
+from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
 from pellucid.models.text.text_check import check_text
 from pellucid.models.text.token_pieces import TokenPieces
 from pellucid.models.text.token_sequence import TokenSequence, kept_lengths
@@ -136,29 +137,23 @@ class Tokenizer:
             field=field,
         )
 
-    def tokenize_many(
-        self,
-        texts: Sequence[str],
-        *,
-        max_tokens: int | None,
-        truncation: Truncation,
-        fields: Sequence[str],
-    ) -> list[Encoding]:
-        """Single texts, checked by the caller, in one go; ``max_tokens`` is the only limit.
+    def for_embedding(self, *, max_tokens: int, pools_prompt: bool) -> EmbeddingTokenizer:
+        """The same tokenizer for embeddings, which are cut at ``max_tokens``.
 
-        Raises EmptyText, TooManyTokens, InvalidRequest, naming the text by ``fields``.
+        Raises EmbeddingUnavailable.
         """
-        contents = self._fast.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            self._fitted([content], [text], limit=max_tokens, truncation=truncation, field=field)
-            for content, text, field in zip(contents, texts, fields, strict=True)
-        ]
-
-    def count_prompt_tokens(self, prompt: str) -> int:
-        """Tokens that a text begins with because of its prompt, counting special ones before it."""
-        content = self._fast.encode(prompt, add_special_tokens=False)
-        framed = self._with_special_tokens([content], target=False)
-        return len(framed) - (framed.ids[-1] in self._special_ids)
+        return EmbeddingTokenizer(
+            self._fast,
+            post_processor=self._post_processor,
+            model_id=self._model_id,
+            max_tokens=max_tokens,
+            max_input_tokens=self.max_tokens,
+            vocab_size=self.vocab_size,
+            pad_id=self.pad_id,
+            special_ids=self._special_ids,
+            has_segments=self._has_segments,
+            pools_prompt=pools_prompt,
+        )
 
     def ids_of_rendered(self, text: str) -> list[int]:
         """Ids of a text that holds its special tokens already."""
@@ -235,10 +230,6 @@ class Tokenizer:
                 )
         if self.max_tokens is not None and len(input_ids) > self.max_tokens:
             raise self._too_many(len(input_ids), limit=self.max_tokens, field=field)
-        return self.unchecked_encoding(input_ids, target=target)
-
-    def unchecked_encoding(self, input_ids: Sequence[int], *, target: bool = False) -> Encoding:
-        """The same for ids that are known to be good."""
         ids = np.asarray(input_ids, dtype=np.int64)
         special = np.fromiter((i in self._special_ids for i in input_ids), np.bool_, len(ids))
         return Encoding(

@@ -173,15 +173,6 @@ def test_truncation_and_padding_inside_tokenizer_json_are_switched_off(minilm: T
         minilm.tokenize("word " * 600)
 
 
-def test_many_texts_are_tokenised_as_each_alone(minilm: Tokenizer) -> None:
-    texts = [*ODD_TEXTS.values(), "word " * 300]
-    many = minilm.tokenize_many(texts, max_tokens=40, truncation="end", fields=texts)
-    for encoding, text in zip(many, texts, strict=True):
-        alone = minilm.tokenize(text, max_tokens=40, truncation="end")
-        assert encoding.input_ids.tolist() == alone.input_ids.tolist()
-        assert encoding.tokens == alone.tokens
-
-
 # ------------------------------------------------------------------------------ readable tokens
 
 
