@@ -15,7 +15,7 @@ from pellucid.api.auth import Gate
 from pellucid.api.head import HeadAsGet
 from pellucid.api.observation import Observation
 from pellucid.api.openapi import document_of
-from pellucid.api.routes import create_router
+from pellucid.api.routes import create_routes
 from pellucid.services import Services
 
 _EXPOSED_HEADERS = ("X-Request-ID", "Server-Timing", "Retry-After")
@@ -42,7 +42,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    app.include_router(create_router())
+    app.router.routes.extend(create_routes())
     app.openapi = _cached_document(app)  # type: ignore[method-assign]
     error_handlers.install(app)
     app.add_middleware(HeadAsGet)

@@ -14,12 +14,13 @@ from pellucid.models.backend import ModelRef
 from pellucid.services import Services
 
 
-def get_services(request: Request) -> Services:
+# Asynchronous, though nothing waits: FastAPI would call a plain function in a thread.
+async def get_services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-def get_engine(request: Request) -> Engine:
-    return get_services(request).engine
+async def get_engine(request: Request) -> Engine:
+    return cast(Services, request.app.state.services).engine
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

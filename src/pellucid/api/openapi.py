@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pellucid import __version__
 from pellucid.api.auth import PUBLIC_PATHS, SECURITY_SCHEME
 from pellucid.api.error_handlers import Problem
-from pellucid.api.routes import create_router
+from pellucid.api.routes import create_routes
 
 _DESCRIPTION = (
     "See through any transformer: embed texts, inspect hidden states and attention. "
@@ -22,7 +22,7 @@ _DESCRIPTION = (
 def openapi_document() -> dict[str, Any]:
     """The document of this version; the same on every machine, whatever is set."""
     app = FastAPI()
-    app.include_router(create_router())
+    app.router.routes.extend(create_routes())
     return document_of(app)
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from pellucid.api import documentation, embeddings, health, inspections, metrics, models
 from pellucid.api.contracts import embedding_sidecar, token_introspection
 
 
-def create_router() -> APIRouter:
-    """Every route, without anything behind it."""
-    router = APIRouter()
-    for part in (
-        inspections,
-        embeddings,
-        models,
-        token_introspection,
-        embedding_sidecar,
-        health,
-        metrics,
-        documentation,
-    ):
-        router.include_router(part.router)
-    return router
+# Asked most, so first: routes are tried in this order.
+_PARTS = (
+    embeddings,
+    inspections,
+    embedding_sidecar,
+    token_introspection,
+    models,
+    health,
+    metrics,
+    documentation,
+)
+
+
+def create_routes() -> list[BaseRoute]:
+    """Every route, without anything behind it; flat, as routers inside routers cost a quarter of a
+    short request's time."""
+    return [route for part in _PARTS for route in part.router.routes]
