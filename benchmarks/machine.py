@@ -3,44 +3,68 @@
 from __future__ import annotations
 
 import platform
+import re
+import shutil
 import subprocess
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
-import torch
-import transformers
 
 import pellucid
 
+# The instruction sets that decide how fast matrix products are.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "openvino", "nncf", "numpy")
+
 
 @cache
-def facts() -> dict[str, str | int]:
-    """Hardware, versions and commit, as they go into every JSON line."""
+def facts() -> dict[str, Any]:
+    """Hardware, versions and commit, as they go into every result."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in _cpuinfo("flags").split()],
         "cores": psutil.cpu_count(logical=True) or 0,
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "gpu": _gpu_name(),
+        "system": platform.system(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "pellucid": pellucid.__version__,
-        "commit": _commit(),
+        "commit": commit(),
+        **versions(),
     }
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    return {name: metadata.version(name) for name in _PACKAGES}
 
 
-def _commit() -> str:
+def cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of this checkout, with ``-dirty`` if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     root = Path(__file__).resolve().parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def _cpuinfo(field: str) -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return ""
+    found = re.search(rf"^{field}\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _gpu_name() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "none"
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip() or "none"

@@ -1,0 +1,100 @@
+"""One short text after another, on one kept connection: idle, and beside a bulk job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+
+from benchmarks.alternating import alternate, percentiles_ms, ratios
+from benchmarks.contenders import INFINITY_EMBEDDINGS, INFINITY_MODEL, Contenders
+from benchmarks.http_client import Connection, post
+from benchmarks.mixed_traffic import EMBEDDINGS
+from benchmarks.servers import Server
+from benchmarks.sizes import Size
+from benchmarks.targets import Row, not_measured, row_of
+from benchmarks.texts import short_texts
+
+_OURS, _ONNX, _INFINITY = "pellucid", "ONNX Runtime", "Infinity"
+_COMPARISONS = (("single_onnx", _OURS, _ONNX), ("single_infinity", _INFINITY, _OURS))
+_BULK_STARTS_S = 1.5
+
+# Seconds of each call of one round.
+Calls = Callable[[], list[float]]
+
+
+def single_rows(contenders: Contenders, size: Size) -> list[Row]:
+    """Over HTTP and in process, in turns."""
+    texts = short_texts()[: size.calls_per_round]
+    sides: dict[str, Calls] = {_OURS: _over_http(contenders.own_server(), EMBEDDINGS, texts)}
+    if (onnx := contenders.onnx_runtime()) is not None:
+        sides[_ONNX] = lambda: onnx.each(texts)
+    if (infinity := contenders.infinity()) is not None:
+        sides[_INFINITY] = _over_http(infinity, INFINITY_EMBEDDINGS, texts, model=INFINITY_MODEL)
+    print(f"one short text: {', '.join(sides)}", file=sys.stderr)
+    alternate(sides, rounds=1)  # the warm-up
+    found = alternate(sides, rounds=size.single_rounds)
+    medians = {name: [float(np.median(calls)) for calls in found[name]] for name in found}
+    latency = {name: percentiles_ms(list(chain(*rounds))) for name, rounds in found.items()}
+    rows = []
+    for row, above, below in _COMPARISONS:
+        if missing := [name for name in (above, below) if name not in found]:
+            rows.append(not_measured(row, contenders.reasons[missing[0]]))
+            continue
+        told = {name: latency[name] for name in (above, below)}
+        rows.append(row_of(row, ratios(medians[above], medians[below]), latency=told))
+    return rows
+
+
+def busy_rows(contenders: Contenders, size: Size) -> list[Row]:
+    """In turns: the server idle, and beside a bulk job in a process of its own."""
+    server = contenders.own_server()
+    calls = _over_http(server, EMBEDDINGS, short_texts()[:50])
+    print("one short text beside a bulk job", file=sys.stderr)
+    calls()  # the warm-up
+    idle: list[float] = []
+    busy: list[float] = []
+    command = [sys.executable, "-m", "benchmarks.bulk_job", str(server.port)]
+    for _ in range(2):
+        idle += _for_a_while(calls, size.busy_s / 4)
+        with subprocess.Popen(command) as bulk_job:
+            try:
+                time.sleep(_BULK_STARTS_S)
+                busy += _for_a_while(calls, size.busy_s / 2)
+                if bulk_job.poll() is not None:
+                    raise RuntimeError("the bulk job ended before its time")
+            finally:
+                bulk_job.terminate()
+        time.sleep(_BULK_STARTS_S)  # what it left waiting is done by then
+    latency = {"idle": percentiles_ms(idle), "busy": percentiles_ms(busy)}
+    p95_ms = {name: each["p95_ms"] for name, each in latency.items()}
+    return [
+        row_of("busy_p95", [p95_ms["busy"]], latency=latency, calls=len(busy)),
+        row_of("busy_idle", [p95_ms["busy"] / p95_ms["idle"]]),
+    ]
+
+
+def _over_http(server: Server, path: str, texts: tuple[str, ...], **fields: str) -> Calls:
+    requests = [post(path, {"input": text, **fields}) for text in texts]
+
+    def ask() -> list[float]:
+        with Connection(server.port) as connection:
+            replies = [connection.exchange(request) for request in requests]
+        for reply in replies:
+            if reply.status != 200:
+                raise RuntimeError(f"status {reply.status}: {reply.body[:300]!r}")
+        return [reply.seconds for reply in replies]
+
+    return ask
+
+
+def _for_a_while(calls: Calls, seconds: float) -> list[float]:
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        found += calls()
+    return found
