@@ -41,6 +41,11 @@ def get_logger(category: str) -> Any:
     return structlog.stdlib.get_logger(name).bind(category=category)
 
 
+def is_debugged(category: str) -> bool:
+    """Whether debug lines of ``category`` are shown; asked before a line on every request."""
+    return logging.getLogger(_LOGGER_OF[category]).isEnabledFor(logging.DEBUG)
+
+
 def configure_logs(
     *, level: str = "info", format: LogFormat = "auto", categories: tuple[str, ...] = ()
 ) -> None:
@@ -65,12 +70,14 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("pellucid").setLevel(logging.DEBUG)
+    shown = {category.upper() for category in categories}
+    for name, category in _CATEGORIES.items():  # so that debug lines nobody sees cost nothing
+        logging.getLogger(name).setLevel("DEBUG" if category in shown else level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
     # That it starts and ends is told by us; who asks for its own words gets them.
-    asked = level == "debug" or "SERVER" in {category.upper() for category in categories}
+    asked = level == "debug" or "SERVER" in shown
     logging.getLogger("uvicorn").setLevel(logging.DEBUG if asked else logging.WARNING)
     # One line per request is ours, with the request id; uvicorn's would be a second one.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)

@@ -152,7 +152,7 @@ def test_values_that_are_not_numbers_are_never_sent(
 ) -> None:
     engine.nan = True
     response = client.post("/v1/inspections", json={"text": "a b"}, headers=accept)
-    assert (response.status_code, response.json()["code"]) == (500, "non_finite_values")
+    assert (response.status_code, response.json()["code"]) == (422, "non_finite_values")
 
 
 @pytest.mark.parametrize(

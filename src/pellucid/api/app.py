@@ -13,6 +13,7 @@ from pellucid import __version__
 from pellucid.api import error_handlers
 from pellucid.api.auth import Gate
 from pellucid.api.head import HeadAsGet
+from pellucid.api.interruption import InFlight
 from pellucid.api.observation import Observation
 from pellucid.api.openapi import document_of
 from pellucid.api.routes import create_routes
@@ -42,6 +43,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.in_flight = InFlight()
     app.router.routes.extend(create_routes())
     app.openapi = _cached_document(app)  # type: ignore[method-assign]
     error_handlers.install(app)

@@ -14,13 +14,17 @@ from pellucid.models.backend import ModelRef
 from pellucid.services import Services
 
 
-# Asynchronous, though nothing waits: FastAPI would call a plain function in a thread.
-async def get_services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
+# Asynchronous, though nothing waits: FastAPI would call a plain function in a thread.
+async def get_services(request: Request) -> Services:
+    return services_of(request)
+
+
 async def get_engine(request: Request) -> Engine:
-    return cast(Services, request.app.state.services).engine
+    return services_of(request).engine
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

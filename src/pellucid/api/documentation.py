@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from pellucid import __version__
-from pellucid.api.dependencies import get_services
+from pellucid.api.dependencies import services_of
 from pellucid.api.docs_page import docs_page
 from pellucid.api.error_handlers import PUBLIC
 
@@ -72,6 +72,6 @@ def _page(request: Request) -> HTMLResponse:
     page = docs_page(
         request.app.openapi(),
         base_url=base_url,
-        needs_token=get_services(request).auth_token is not None,
+        needs_token=services_of(request).auth_token is not None,
     )
     return HTMLResponse(page, headers=_PAGE_HEADERS)

@@ -61,6 +61,8 @@ class Observation:
         self._metrics.request_seconds.labels(route).observe(answer.elapsed_s)
         if code is not None:
             self._metrics.errors.labels(code).inc()
+        if not telemetry.is_debugged(telemetry.API_LOG):
+            return
         facts: dict[str, Any] = {
             "method": scope["method"],
             "path": scope["path"],

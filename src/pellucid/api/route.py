@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
+from pellucid.api.interruption import ClientLeft, InFlight
 from pellucid.api.problems import (
     BodyTooLarge,
     JsonTooComplex,
@@ -19,6 +21,7 @@ from pellucid.api.problems import (
     UnsupportedMediaType,
 )
 from pellucid.errors import DeadlineExceeded, InvalidText
+from pellucid.settings import Settings
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; it is for logs and metrics
 
@@ -75,15 +78,22 @@ class WorkRoute(APIRoute):
         takes_body = self.body_field is not None
 
         async def guarded(request: Request) -> Response:
-            settings = request.app.state.services.settings
+            state = request.app.state
+            settings: Settings = state.services.settings
+            in_flight: InFlight = state.in_flight
             json_request = JsonRequest(request.scope, request.receive)
-            timeout = asyncio.timeout(settings.request_timeout_s if self.is_timed else None)
+            timeout = asyncio.timeout(settings.request_timeout_s)
             try:
-                async with timeout:
+                async with timeout, in_flight.watch(json_request) as work:
                     if await json_request.read_within(settings.max_body_bytes) and takes_body:
                         json_request.require_json()
                         await json_request.json()
-                    return await _while_connected(json_request, handle(json_request))
+                    work.watch_client()
+                    if not self.is_timed:  # the body was
+                        timeout.reschedule(None)
+                    return await handle(json_request)
+            except (ClientLeft, ClientDisconnect):
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             except TimeoutError as error:
                 if not timeout.expired():
                     raise
@@ -96,25 +106,6 @@ class LoadRoute(WorkRoute):
     """A route that may wait for a download, which takes as long as it takes."""
 
     is_timed: ClassVar[bool] = False
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """Finish ``work``, or cancel it when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def parse_json(body: bytes) -> Any:

@@ -7,7 +7,6 @@ from starlette.routing import BaseRoute
 from pellucid.api import documentation, embeddings, health, inspections, metrics, models
 from pellucid.api.contracts import embedding_sidecar, token_introspection
 
-
 # Asked most, so first: routes are tried in this order.
 _PARTS = (
     embeddings,

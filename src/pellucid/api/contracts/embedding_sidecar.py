@@ -18,7 +18,7 @@ from pellucid.api.models import UnloadAnswer
 from pellucid.api.route import WorkRoute
 from pellucid.api.tensors import json_response, require_finite
 from pellucid.inference.engine import EmbeddingQuery
-from pellucid.telemetry import SIDECAR_LOG, get_logger
+from pellucid.telemetry import SIDECAR_LOG, get_logger, is_debugged
 
 router = APIRouter(tags=["earlier contracts"], route_class=WorkRoute)
 
@@ -59,9 +59,10 @@ async def embed(request: EmbedRequest, services: ServicesDep) -> Response:
     arrays: dict[str, Any] = {"vectors": embeddings.vectors}
     require_finite(arrays, model_id=embeddings.model.model_id)
     count, dim = embeddings.vectors.shape
-    get_logger(SIDECAR_LOG).debug(
-        "embedded", count=count, tokens=sum(embeddings.num_tokens), timing=embeddings.timing
-    )
+    if is_debugged(SIDECAR_LOG):
+        get_logger(SIDECAR_LOG).debug(
+            "embedded", count=count, tokens=sum(embeddings.num_tokens), timing=embeddings.timing
+        )
     return json_response(
         {
             "success": True,
