@@ -31,6 +31,8 @@ HOMES = {
     "transformers": {"models"},
     "tokenizers": {"models"},
     "huggingface_hub": {"models"},
+    "openvino": {"models"},
+    "nncf": {"models"},
     "sklearn": {"introspection"},
     "umap": {"introspection"},
     "fastapi": {"api"},

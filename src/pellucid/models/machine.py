@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def runs_on_cpu(device: str) -> bool:
 def memory_bytes() -> int:
     """What this process may have of the machine's memory, which in a container is less."""
     return min(int(psutil.virtual_memory().total), _container_limit_bytes())
+
+
+def trim_heap() -> None:
+    """Give pages that were freed back to the system."""
+    # glibc keeps them for itself unless told; other C libraries have no such call
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _container_limit_bytes() -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from itertools import chain
 
 import torch
 from torch import nn
+
+from pellucid.models import machine
 
 
 def memory_bytes(model: nn.Module) -> int:
@@ -32,7 +33,4 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-    # glibc keeps freed pages for itself unless told; other C libraries have no such call
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    machine.trim_heap()

@@ -1,0 +1,1 @@
+"""Embedding models as OpenVINO graphs: converted once, kept on disk, checked at every load."""
