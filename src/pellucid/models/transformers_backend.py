@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class _Parts:
     embedding_encoder: nn.Module
     inputs: ModelInputs  # of the embedding encoder
     pipeline: EmbeddingPipeline | EmbeddingUnavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingParts:
+    """What computes a model's embeddings, for whoever makes something else of it."""
+
+    encoder: nn.Module
+    pipeline: EmbeddingPipeline
+    takes_use_cache: bool
+    takes_token_types: bool
 
 
 class TransformersBackend:
@@ -111,6 +122,17 @@ class TransformersBackend:
     def pad_id(self) -> int:
         return self._tokenizer.pad_id
 
+    @property
+    def embedding_parts(self) -> EmbeddingParts:
+        """Raises EmbeddingUnavailable."""
+        parameters = signature(self._parts.embedding_encoder.forward).parameters
+        return EmbeddingParts(
+            encoder=self._parts.embedding_encoder,
+            pipeline=self._pipeline,
+            takes_use_cache="use_cache" in parameters,
+            takes_token_types="token_type_ids" in parameters,
+        )
+
     def tokenize(
         self,
         text: str,
@@ -152,6 +174,16 @@ class TransformersBackend:
         self, texts: Sequence[str], *, prompt: str | None = None
     ) -> list[list[EmbeddingInput]]:
         return self._pipeline.chunk_for_embedding(texts, prompt=prompt)
+
+    def ids_for_embedding(self, input_ids: Sequence[int]) -> EmbeddingInput:
+        if self._pipeline.tokenizer is not None:
+            return self._pipeline.tokenizer.checked_ids(input_ids)
+        encoding = self._tokenizer.encoding_of(input_ids)
+        return EmbeddingInput(
+            input_ids=encoding.input_ids,
+            num_tokens_untruncated=encoding.num_tokens_untruncated,
+            token_type_ids=encoding.token_type_ids,
+        )
 
     def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
         parts, pipeline = self._parts, self._pipeline
