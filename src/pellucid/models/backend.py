@@ -126,6 +126,7 @@ class EmbeddingInput:
     num_tokens_untruncated: int
     token_type_ids: Int64 | None = None  # [seq_len], None = all zero or no segments
     num_prompt_tokens: int = 0  # leading tokens that the embedding leaves out of its pooling
+    num_added_tokens: int = 0  # special tokens and prompt, of a piece of a text that was cut up
 
     @property
     def truncated(self) -> bool:
@@ -290,6 +291,11 @@ class Backend(Protocol):
         """Each text as consecutive pieces within ``max_embedding_tokens``, nothing left out; each
         piece has the prompt and the special tokens of a text of its own. Thread-safe, raises as
         ``tokenize_for_embedding``."""
+        ...
+
+    def ids_for_embedding(self, input_ids: Sequence[int]) -> EmbeddingInput:
+        """Given ids, taken as they are. Thread-safe. Raises EmptyText, InvalidInputIds,
+        TooManyTokens, EmbeddingUnavailable."""
         ...
 
     def encode(self, batch: Batch, *, exact: bool = False) -> Float32:

