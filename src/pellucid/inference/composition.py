@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from pellucid.errors import GraphUnavailable
 from pellucid.inference.local_engine import LocalEngine
 from pellucid.models import machine
 from pellucid.models.backend import Backend, Runtime
@@ -40,7 +39,9 @@ def build_engine(settings: Settings, progress: ProgressListener = ignore_progres
 
 def _embedding_runtime(settings: Settings) -> Runtime:
     """What embeddings are tried with first."""
-    return "torch" if settings.embedding_runtime == "auto" else settings.embedding_runtime
+    if settings.embedding_runtime == "auto":
+        return "openvino" if runs_on_cpu(settings.device) else "torch"
+    return settings.embedding_runtime
 
 
 def _loader(settings: Settings) -> Loader:
@@ -49,9 +50,18 @@ def _loader(settings: Settings) -> Loader:
 
     def load_graph(source: ModelSource) -> Backend:
         from pellucid.models.graph.eligibility import require_encoder
+        from pellucid.models.openvino_backend import OpenVinoBackend
 
         require_encoder(source)
-        raise GraphUnavailable(model_id=source.model_id, reason="there is no OpenVINO backend")
+        return OpenVinoBackend.load(
+            source,
+            graphs_dir=settings.data_dir.expanduser() / "graphs",
+            quantization=settings.quantization,
+            precision=settings.embedding_precision,
+            min_parity=settings.min_parity,
+            num_threads=settings.num_threads,
+            trust_remote_code=settings.trust_remote_code,
+        )
 
     def load_transformer(source: ModelSource) -> Backend:
         from pellucid.models.transformers_backend import TransformersBackend
