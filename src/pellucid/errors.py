@@ -29,7 +29,7 @@ The tree knows no HTTP: ``api/error_handlers.py`` holds the one table from code 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pellucid.units import format_bytes
 
@@ -480,8 +480,11 @@ class Forbidden(Refused):
 class Overloaded(Refused):
     code = "overloaded"
     title = "Too much at once"
-    template = "{waiting} requests wait for {model_id}, the limit is {max_waiting}."
+    template = "{waiting} {unit} wait for {model_id}, the limit is {max_waiting}."
     way_out = "Ask again in {retry_after_s} s."
+
+    def __init__(self, *, unit: Literal["requests", "tokens"] = "requests", **facts: Any) -> None:
+        super().__init__(unit=unit, **facts)
 
 
 class DeadlineExceeded(Refused):

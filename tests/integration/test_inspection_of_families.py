@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from conftest import plain_settings
+from embedding_runs import embed
 from pellucid.errors import AttentionUnavailable, CapabilityMissing, NormWeightedUnavailable
-from pellucid.inference.embedding import embed
 from pellucid.inference.engine import EmbeddingQuery, Inspection, InspectionQuery
 from pellucid.inference.inspection import inspect
 from pellucid.models.backend import Knockout

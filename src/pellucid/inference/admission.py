@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pellucid.errors import EmptyText, TextTooLarge, TooLarge, TooManyInputs
+from pellucid.errors import (
+    EmptyText,
+    InvalidInput,
+    PellucidError,
+    TextTooLarge,
+    TooLarge,
+    TooManyInputs,
+)
 from pellucid.inference.engine import EmbeddingQuery, InspectionQuery, TensorDtype
 from pellucid.inference.plan import LOGIT_LENS_TOP_K, InspectionPlan, Stack
 from pellucid.settings import Settings
@@ -42,16 +49,25 @@ def check_inspection_text(query: InspectionQuery, *, settings: Settings) -> None
         _check_length(text or "", field=field, settings=settings)
 
 
-def check_embedding_inputs(query: EmbeddingQuery, *, settings: Settings) -> None:
-    """Raises TooManyInputs, TextTooLarge, EmptyText, before anything is tokenised."""
+def check_embedding_inputs(
+    query: EmbeddingQuery, *, settings: Settings
+) -> dict[int, PellucidError]:
+    """Errors of single inputs by their index, where the query reports them; before anything is
+    tokenised. Raises TooManyInputs; TextTooLarge and EmptyText where it does not."""
     if len(query.inputs) > settings.max_inputs:
         raise TooManyInputs(inputs=len(query.inputs), max_inputs=settings.max_inputs)
+    refused: dict[int, PellucidError] = {}
     for index, given in enumerate(query.inputs):
-        field = query.name_of(index)
-        if not given or (isinstance(given, str) and given.isspace()):
-            raise EmptyText(field=field)
-        if isinstance(given, str):
-            _check_length(given, field=field, settings=settings)
+        try:
+            if not given or (isinstance(given, str) and given.isspace()):
+                raise EmptyText(field=query.name_of(index))
+            if isinstance(given, str) and len(given) > settings.max_text_characters:
+                _check_length(given, field=query.name_of(index), settings=settings)
+        except InvalidInput as error:
+            if query.on_error == "fail":
+                raise
+            refused[index] = error
+    return refused
 
 
 def _check_length(text: str, *, field: str, settings: Settings) -> None:

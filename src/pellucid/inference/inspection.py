@@ -15,6 +15,7 @@ from pellucid.errors import (
     InternalError,
     NonFiniteValues,
 )
+from pellucid.inference.admission import inspection_cost
 from pellucid.inference.attention_reader import AttentionReader
 from pellucid.inference.attention_tensors import float_tensor
 from pellucid.inference.engine import Inspection, InspectionQuery, Tensor, Token
@@ -66,20 +67,50 @@ def inspect(
     settings: Settings,
     still_wanted: StillWanted = lambda: None,
 ) -> Seen:
-    """Tokenise, admit, run, read; in the thread that owns the model.
+    """``prepare`` and ``run`` at once, for who shares the memory with nobody."""
+    return run(backend, prepare(backend, query, settings=settings), still_wanted=still_wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An inspection whose text is tokenised, and that may be afforded."""
+
+    plan: InspectionPlan
+    source_text: SourceText
+    working_bytes: int  # of its run
+    tokenize_ms: float
+
+
+def prepare(backend: Backend, query: InspectionQuery, *, settings: Settings) -> Prepared:
+    """Tokenise and admit; in the thread that owns the model.
+
+    Raises errors under InvalidInput and CapabilityMissing.
+    """
+    started = time.perf_counter()
+    plan = plan_inspection(backend.info, query)
+    text = read_text(backend, plan, settings=settings)
+    cost = inspection_cost(plan, seq_len=text.source_len, target_len=text.target_len)
+    return Prepared(
+        plan=plan,
+        source_text=text,
+        working_bytes=cost.working_bytes,
+        tokenize_ms=(time.perf_counter() - started) * 1000,
+    )
+
+
+def run(backend: Backend, prepared: Prepared, *, still_wanted: StillWanted = lambda: None) -> Seen:
+    """The forward pass, and what is read of it; in the thread that owns the model.
 
     Raises errors under InvalidInput, CapabilityMissing and InternalError.
     """
     started = time.perf_counter()
-    plan = plan_inspection(backend.info, query)
-    source_text = read_text(backend, plan, settings=settings)
-    tokenized = time.perf_counter()
     still_wanted()
+    plan, source_text = prepared.plan, prepared.source_text
     results = _run(backend, plan, source_text, still_wanted=still_wanted)
     timing = {
-        "tokenize_ms": (tokenized - started) * 1000,
+        "tokenize_ms": prepared.tokenize_ms,
         "forward_ms": results.forward_ms,
-        "introspection_ms": (time.perf_counter() - tokenized) * 1000 - results.forward_ms,
+        "introspection_ms": (time.perf_counter() - started) * 1000 - results.forward_ms,
     }
     source, target = source_text.source, source_text.target
     inspection = Inspection(

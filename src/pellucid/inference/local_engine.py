@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -19,20 +20,28 @@ from pellucid.errors import (
     GraphUnavailable,
     NotReady,
     PellucidError,
+    WorkerReplaced,
 )
 from pellucid.inference.admission import check_embedding_inputs, check_inspection_text
-from pellucid.inference.embedding import embed
+from pellucid.inference.embedding import Tokenized, answer, tokenize
 from pellucid.inference.engine import (
     EmbeddingQuery,
     Embeddings,
     Inspection,
     InspectionQuery,
     ModelStatus,
+    Priority,
     SizeEstimate,
 )
-from pellucid.inference.inspection import inspect
+from pellucid.inference.events import IGNORED, Happening, InferenceEvents
+from pellucid.inference.inspection import Prepared, Seen, prepare
+from pellucid.inference.inspection import run as run_inspection
+from pellucid.inference.memory_gate import MemoryGate, Reservation
+from pellucid.inference.model_line import ModelLine
+from pellucid.inference.tokenizer_threads import TokenizerThreads
 from pellucid.inference.umap_line import UmapLine
-from pellucid.inference.worker import StillWanted, Worker
+from pellucid.inference.watchdog import Watchdog
+from pellucid.inference.worker import StillWanted, Work, as_failure
 from pellucid.models.backend import Backend, ModelInfo, ModelRef, Runtime
 from pellucid.models.pool import Lease, LoadedModel, ModelPool
 from pellucid.settings import Settings
@@ -42,9 +51,7 @@ logger = logging.getLogger("pellucid.inference")
 
 T = TypeVar("T")
 
-ModelWork = Callable[[Backend, StillWanted], T]
-
-_DRAIN_S = 10.0  # how long close() waits for requests at work
+_DRAIN_LOOK_S = 0.01
 _MAX_REMEMBERED = 256  # models without a graph, and why
 
 
@@ -52,14 +59,26 @@ class LocalEngine:
     """Implements ``Engine``: asynchronous outside; inside, each model is called by one thread."""
 
     def __init__(
-        self, pool: ModelPool, settings: Settings, *, embeds_with: Runtime = "torch"
+        self,
+        pool: ModelPool,
+        settings: Settings,
+        *,
+        embeds_with: Runtime = "torch",
+        events: InferenceEvents = IGNORED,
     ) -> None:
         self._pool = pool
         self._settings = settings
         self._embeds_with = embeds_with
         self._graphless: OrderedDict[ModelRef | None, GraphUnavailable] = OrderedDict()
-        self._workers: dict[int, Worker] = {}  # by identity of the backend
-        self._lock = threading.Lock()
+        self._events = events
+        self._lines: dict[int, ModelLine] = {}  # by identity of the backend
+        self._given_up: weakref.WeakSet[Backend] = weakref.WeakSet()
+        self._lock = threading.Lock()  # guards the lines
+        self._watchdog: Watchdog | None = None  # no thread before the first model
+        self._tokenizers = TokenizerThreads(settings.tokenizer_threads)
+        self._inspection_memory = MemoryGate(settings.max_inspection_bytes)
+        self._timeouts: set[asyncio.Timeout] = set()  # of every request that is not answered
+        self._gave_up = False
         self._umap = UmapLine(max_waiting=settings.max_waiting)
         self._closing = False
         pool.before_close(self._retire)
@@ -68,56 +87,136 @@ class LocalEngine:
 
     async def embed(self, query: EmbeddingQuery) -> Embeddings:
         started = time.perf_counter()
-        check_embedding_inputs(query, settings=self._settings)
-        async with self._deadline():
-            embeddings, waited = await self._run(
-                self._embedding_lease(query.model),
-                lambda backend, still_wanted: embed(
-                    backend, query, settings=self._settings, still_wanted=still_wanted
-                ),
-            )
+        refused = check_embedding_inputs(query, settings=self._settings)
+        async with self._deadline(self._settings.request_timeout_s):
+            lease = await self._embedding_lease(query.model)
+            load_s = time.perf_counter() - started
+            timeout_s = self._settings.request_timeout_s - load_s
+            embeddings = await self._embed(lease, query, refused=refused, timeout_s=timeout_s)
+        if num_truncated := sum(embeddings.truncated):
+            self._happened("truncated", lease.backend, count=num_truncated)
         total_ms = (time.perf_counter() - started) * 1000
-        timing = {**waited, **embeddings.timing, "total_ms": total_ms}
+        timing = {"load_ms": load_s * 1000, **embeddings.timing, "total_ms": total_ms}
         return replace(embeddings, timing=rounded_ms(timing))
+
+    async def _embed(
+        self,
+        lease: Lease,
+        query: EmbeddingQuery,
+        *,
+        refused: dict[int, PellucidError],
+        timeout_s: float,
+    ) -> Embeddings:
+        backend, started = lease.backend, time.perf_counter()
+        is_small = len(query.inputs) <= self._settings.interactive_inputs
+        lane: Priority = query.priority or ("interactive" if is_small else "bulk")
+        try:
+            line = self._line(backend)
+            job = line.open(lane, on_done=lease.release, stops_at_error=query.on_error == "fail")
+        except BaseException:
+            lease.release()
+            raise
+        try:
+            tokenized = await self._tokenizers.run(
+                lambda: _tokenize(backend, query, refused=refused), inputs=query.inputs
+            )
+            left_s = timeout_s - (time.perf_counter() - started)
+            line.submit(job, tokenized.pieces, timeout_s=left_s)
+            encoded = await job.future
+        except BaseException as error:
+            if line.abandon(job) and isinstance(error, asyncio.CancelledError):
+                self._happened("dropped", backend)
+            raise
+        return answer(tokenized, encoded, query=query, model=backend.info, lane=lane)
 
     async def inspect(self, query: InspectionQuery) -> Inspection:
         started = time.perf_counter()
         check_inspection_text(query, settings=self._settings)
         has_umap = "projection" in query.include and query.projection.method == "umap"
-        async with self._deadline(), self._umap.place() if has_umap else nullcontext():
-            seen, waited = await self._run(
-                self._lease(query.model),
-                lambda backend, still_wanted: inspect(
-                    backend, query, settings=self._settings, still_wanted=still_wanted
-                ),
-            )
+        async with (
+            self._deadline(self._settings.request_timeout_s),
+            self._umap.place() if has_umap else nullcontext(),
+        ):
+            lease = await self._lease(query.model)
+            load_ms = (time.perf_counter() - started) * 1000
+            deadline = time.monotonic() + self._settings.request_timeout_s - load_ms / 1000
+            seen, queue_ms = await self._inspect(lease, query, deadline=deadline)
             inspection = seen.inspection
             if seen.umap is not None:
                 inspection, umap_queue_ms = await self._umap.complete(seen)
-                waited["queue_ms"] += umap_queue_ms
+                queue_ms += umap_queue_ms
         total_ms = (time.perf_counter() - started) * 1000
-        timing = {**waited, **inspection.timing, "total_ms": total_ms}
+        timing = {
+            "load_ms": load_ms,
+            "queue_ms": queue_ms,
+            **inspection.timing,
+            "total_ms": total_ms,
+        }
         return replace(inspection, timing=rounded_ms(timing))
 
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        """Raises DeadlineExceeded in time even when the model does not come back."""
-        timeout_s = self._settings.request_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(timeout_s=timeout_s) from error
+    async def _inspect(
+        self, lease: Lease, query: InspectionQuery, *, deadline: float
+    ) -> tuple[Seen, float]:
+        """What was seen, and the milliseconds that it waited for its turns.
 
-    async def _run(
-        self, leasing: Awaitable[Lease], work: ModelWork[T]
-    ) -> tuple[T, dict[str, float]]:
-        """The result of ``work`` on the model, and how long it waited for it."""
-        started = time.perf_counter()
-        lease = await leasing
-        load_ms = (time.perf_counter() - started) * 1000
-        result, queue_ms = await self._work(lease, work)
-        return result, {"load_ms": load_ms, "queue_ms": queue_ms}
+        One turn in the model's thread, if there is memory for it; else one to find out how much it
+        needs, and another when it has come.
+        """
+        backend, memory = lease.backend, self._inspection_memory.reservation()
+
+        def begin(still_wanted: StillWanted) -> Seen | Prepared:
+            prepared = prepare(backend, query, settings=self._settings)
+            if not memory.try_take(prepared.working_bytes):
+                return prepared
+            return run_inspection(backend, prepared, still_wanted=still_wanted)
+
+        with _Held(lease, memory) as held:
+            first, queue_ms = await self._turn(backend, begin, held=held, deadline=deadline)
+            if isinstance(first, Seen):
+                return first, queue_ms
+            waits_since = time.perf_counter()
+            await memory.take(first.working_bytes)
+            memory_ms = (time.perf_counter() - waits_since) * 1000
+            seen, second_ms = await self._turn(
+                backend,
+                lambda still_wanted: run_inspection(backend, first, still_wanted=still_wanted),
+                held=held,
+                deadline=deadline,
+            )
+        return seen, queue_ms + memory_ms + second_ms
+
+    async def _turn(
+        self, backend: Backend, work: Work[T], *, held: _Held, deadline: float
+    ) -> tuple[T, float]:
+        """The result of ``work`` in the model's thread, and the milliseconds until it began."""
+        held.by_thread()
+        try:
+            ticket = self._line(backend).run(work, on_done=held.not_by_thread, deadline=deadline)
+        except BaseException:
+            held.not_by_thread()
+            raise
+        try:
+            return await asyncio.wrap_future(ticket.future), ticket.queue_ms
+        except asyncio.CancelledError:
+            ticket.abandon()
+            self._happened("dropped", backend)
+            raise
+
+    @asynccontextmanager
+    async def _deadline(self, timeout_s: float | None) -> AsyncIterator[None]:
+        """Raises DeadlineExceeded in time even when the model does not come back, and NotReady
+        when the engine ends before."""
+        try:
+            async with asyncio.timeout(timeout_s) as timeout:
+                self._timeouts.add(timeout)
+                try:
+                    yield
+                finally:
+                    self._timeouts.discard(timeout)
+        except TimeoutError as error:
+            if self._gave_up:
+                raise NotReady(phase="shutting down", retry_after_s=5) from error
+            raise DeadlineExceeded(timeout_s=timeout_s) from error
 
     async def _embedding_lease(self, ref: ModelRef | None) -> Lease:
         """The model in the runtime that embeds it: torch for those that have no graph."""
@@ -141,47 +240,71 @@ class LocalEngine:
         if self._closing:
             raise NotReady(phase="shutting down", retry_after_s=5)
         future = self._pool.request(self._permitted(ref), runtime)
+        if future.done():  # it is loaded: no hop through the loop
+            return future.result()
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             future.add_done_callback(_release_late)
             raise
 
-    async def _work(self, lease: Lease, work: ModelWork[T]) -> tuple[T, float]:
-        backend = lease.backend
-        try:
-            worker = self._worker(backend)
-            ticket = worker.submit(
-                lambda still_wanted: work(backend, still_wanted), on_done=lease.release
-            )
-        except BaseException:
-            lease.release()
-            raise
-        try:
-            return await asyncio.wrap_future(ticket.future), ticket.queue_ms
-        except asyncio.CancelledError:
-            ticket.abandon()
-            raise
+    # ----------------------------------------------------------------------------------- lines
 
-    def _worker(self, backend: Backend) -> Worker:
+    def _line(self, backend: Backend) -> ModelLine:
+        """Raises WorkerReplaced for a model that was given up and closed meanwhile."""
         with self._lock:
-            worker = self._workers.get(id(backend))
-            if worker is None:
-                worker = Worker(backend.info.model_id, max_waiting=self._settings.max_waiting)
-                self._workers[id(backend)] = worker
-            return worker
+            line = self._lines.get(id(backend))
+            if line is None:
+                if backend in self._given_up:
+                    raise WorkerReplaced(
+                        model_id=backend.info.model_id, what="was given up", retry_after_s=1
+                    )
+                line = self._lines[id(backend)] = ModelLine(
+                    backend,
+                    self._settings,
+                    events=self._events,
+                    on_condemned=self._give_up,
+                )
+                if self._watchdog is None:
+                    self._watchdog = Watchdog(
+                        self._all_lines,
+                        stall_timeout_s=self._settings.stall_timeout_s,
+                        canary_interval_s=self._settings.canary_interval_s,
+                    )
+            return line
+
+    def _all_lines(self) -> list[ModelLine]:
+        with self._lock:
+            return list(self._lines.values())
+
+    def _give_up(self, backend: Backend) -> Callable[[], None]:
+        """Take a model that no longer answers out of the pool; the default one comes back by
+        itself, since nobody asks a server that is not ready. Returns what closes it."""
+        view = self._pool.view()
+        model = next((model for model in view.loaded if model.backend is backend), None)
+        self._given_up.add(backend)
+        bury = self._pool.condemn(backend)
+        if model is not None and model.key == view.default_key and not self._closing:
+            try:
+                self._pool.request(None, model.runtime).add_done_callback(_release_late)
+            except PellucidError as error:
+                logger.warning("the default model is not loaded again: %s", error.detail)
+        return bury
 
     def _retire(self, backend: Backend) -> None:
         with self._lock:
-            worker = self._workers.pop(id(backend), None)
-        if worker is not None and not worker.stop():
+            line = self._lines.pop(id(backend), None)
+        if line is not None and not line.stop():
             logger.error("the worker of %s does not end", backend.info.model_id)
+
+    def _happened(self, what: Happening, backend: Backend, *, count: int = 1) -> None:
+        self._events.happened(what, model_id=backend.info.model_id, count=count)
 
     # ----------------------------------------------------------------------------------- models
 
     async def load(self, ref: ModelRef | None = None) -> ModelInfo:
-        # No deadline: a download may take longer than any request.
-        lease = await self._embedding_lease(ref)
+        async with self._deadline(None):  # a download may take longer than any request
+            lease = await self._embedding_lease(ref)
         with lease as backend:
             return backend.info
 
@@ -255,6 +378,7 @@ class LocalEngine:
             waiting=sum(self._waiting(model.backend) for model in models),
             memory_bytes=sum(model.memory_bytes for model in models),
             info=info,
+            healthy=all(self._is_healthy(model.backend) for model in models),
         )
 
     def default_status(self) -> ModelStatus:
@@ -262,8 +386,13 @@ class LocalEngine:
 
     def _waiting(self, backend: Backend) -> int:
         with self._lock:
-            worker = self._workers.get(id(backend))
-        return worker.waiting if worker is not None else 0
+            line = self._lines.get(id(backend))
+        return line.waiting if line is not None else 0
+
+    def _is_healthy(self, backend: Backend) -> bool:
+        with self._lock:
+            line = self._lines.get(id(backend))
+        return line is None or line.is_healthy
 
     def _status(
         self,
@@ -301,20 +430,68 @@ class LocalEngine:
         return ref.revision in (None, default.revision)
 
     async def drain(self, *, timeout_s: float) -> None:
-        """Refuse new requests and let those at work end."""
+        """Refuse new requests and let those at work end; answer NotReady to those that have not
+        ended in time."""
         self._closing = True
         deadline = time.monotonic() + timeout_s
-        while any(model.in_use for model in self._pool.view().loaded):
+        while self._timeouts or any(model.in_use for model in self._pool.view().loaded):
             if time.monotonic() > deadline:
-                logger.warning("closing while requests are still at work")
+                logger.warning("%d requests are still at work: given up", len(self._timeouts))
                 break
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        self._gave_up = True
+        for timeout in list(self._timeouts):
+            if not timeout.expired():
+                timeout.reschedule(asyncio.get_running_loop().time())
+        while self._timeouts:  # each ends as soon as its task runs
+            await asyncio.sleep(_DRAIN_LOOK_S)
 
     async def close(self) -> None:
         """Refuse new requests, let those at work end, free every model."""
-        await self.drain(timeout_s=_DRAIN_S)
+        await self.drain(timeout_s=0.0 if self._gave_up else self._settings.shutdown_timeout_s)
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._umap.close()
+        self._tokenizers.close()
         await asyncio.to_thread(self._pool.close)
+
+
+class _Held:
+    """What an inspection holds: given back when neither its task nor a thread needs it."""
+
+    def __init__(self, lease: Lease, memory: Reservation) -> None:
+        self._lease = lease
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._num_holders = 0
+
+    def by_thread(self) -> None:
+        with self._lock:
+            self._num_holders += 1
+
+    def not_by_thread(self) -> None:
+        with self._lock:
+            self._num_holders -= 1
+            is_free = not self._num_holders
+        if is_free:
+            self._memory.release()
+            self._lease.release()
+
+    def __enter__(self) -> _Held:
+        self.by_thread()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.not_by_thread()
+
+
+def _tokenize(
+    backend: Backend, query: EmbeddingQuery, *, refused: dict[int, PellucidError]
+) -> Tokenized:
+    try:
+        return tokenize(backend, query, refused=refused)
+    except BaseException as error:  # Rust libraries panic with a BaseException
+        raise as_failure(error, backend.info.model_id) from error
 
 
 def _release_late(future: Future[Lease]) -> None:

@@ -29,6 +29,10 @@ class SourceText:
     def target_len(self) -> int:
         return 0 if self.target is None else self.target.input_ids.size
 
+    @property
+    def source_len(self) -> int:
+        return self.source.input_ids.size
+
     def batch(self, backend: Backend) -> Batch:
         batch = Batch.of([self.source], pad_id=backend.pad_id)
         if self.target is None:

@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Generic, TypeVar
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 from pellucid.errors import InternalError, NotReady, Overloaded, PellucidError
 
@@ -28,16 +29,33 @@ class Abandoned(Exception):
     """Nobody waits for this answer any more. Never reaches a client."""
 
 
-class Ticket(Generic[T]):
-    """A place in the line. ``future`` has the answer; ``abandon`` gives the place up."""
+def as_failure(error: BaseException, name: str) -> PellucidError:
+    """What a client is told of an error; one that was not raised on purpose goes to the log."""
+    if isinstance(error, PellucidError):
+        return error
+    logger.error("a request for %s failed", name, exc_info=error)
+    failure = InternalError()
+    failure.__cause__ = error
+    return failure
 
-    def __init__(self, work: Work[T], on_done: Callable[[], None]) -> None:
+
+class Ticket(Generic[T]):
+    """A place in the line. ``future`` has the answer; ``abandon`` gives the place up.
+
+    ``deadline`` (``time.monotonic()``) is when whoever waits goes.
+    """
+
+    def __init__(
+        self, work: Work[T], on_done: Callable[[], None], *, deadline: float = math.inf
+    ) -> None:
         self.future: Future[T] = Future()
         self.queue_ms = 0.0
+        self.deadline = deadline
         self._work: Work[T] | None = work
-        self._on_done = on_done
-        self._submitted = time.perf_counter()
+        self._on_done: Callable[[], None] | None = on_done
+        self._submitted = time.monotonic()
         self._abandoned = threading.Event()
+        self._lock = threading.Lock()
 
     @property
     def is_waiting(self) -> bool:
@@ -54,27 +72,41 @@ class Ticket(Generic[T]):
         if self._abandoned.is_set():
             raise Abandoned
 
+    def give_up(self, error: PellucidError) -> None:
+        """Answer now, from any thread, whatever becomes of the work."""
+        self._abandoned.set()
+        self._work = None
+        self._finish(error=error)
+
     def run(self, name: str) -> None:
         """Do the work for ``name``, unless it was abandoned, and answer, whatever happens."""
         work, self._work = self._work, None  # what it holds is free when it is done
         if work is None or not self.future.set_running_or_notify_cancel():
-            self._on_done()
+            self._release()
             return
-        self.queue_ms = (time.perf_counter() - self._submitted) * 1000
+        self.queue_ms = (time.monotonic() - self._submitted) * 1000
         try:
             result = work(self.still_wanted)
-        except (PellucidError, Abandoned) as error:
-            self._on_done()
-            self.future.set_exception(error)
+        except Abandoned as error:
+            self._finish(error=error)
         except BaseException as error:  # Rust libraries panic with a BaseException
-            logger.error("a request for %s failed", name, exc_info=error)
-            failure = InternalError()
-            failure.__cause__ = error
-            self._on_done()
-            self.future.set_exception(failure)
+            self._finish(error=as_failure(error, name))
         else:
-            self._on_done()  # first: whoever has the answer may unload the model at once
-            self.future.set_result(result)
+            self._finish(result=result)
+
+    def _finish(self, *, result: Any = None, error: Exception | None = None) -> None:
+        self._release()  # first: whoever has the answer may unload the model at once
+        with self._lock, suppress(InvalidStateError):  # whoever comes second comes too late
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(result)
+
+    def _release(self) -> None:
+        with self._lock:
+            on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done()
 
 
 class Worker:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import plain_settings
+from embedding_runs import embed
 from pellucid.errors import (
     DimensionsUnsupported,
     EmptyText,
@@ -20,9 +21,8 @@ from pellucid.errors import (
     PromptUnknown,
     TooManyTokens,
 )
-from pellucid.inference.embedding import embed, normalized
+from pellucid.inference.embedding import normalized
 from pellucid.inference.engine import EmbeddingQuery, Embeddings
-from pellucid.inference.worker import Abandoned
 from pellucid.models.backend import Batch, CaptureSpec
 from pellucid.models.fake.backend import FakeBackend, FakeModel, Faults
 
@@ -174,23 +174,6 @@ def test_nothing_in_nothing_out() -> None:
 def test_vectors_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(NonFiniteValues, match=r"inputs\[0\]"):
         run(["a"], FakeBackend(faults=Faults(nan=True)))
-
-
-def test_an_abandoned_request_ends_between_batches() -> None:
-    backend = FakeBackend()
-
-    def gone_after_two() -> None:
-        if backend.num_forwards == 2:
-            raise Abandoned
-
-    with pytest.raises(Abandoned):
-        embed(
-            backend,
-            EmbeddingQuery(inputs=TEXTS),
-            settings=plain_settings(max_batch_tokens=1),
-            still_wanted=gone_after_two,
-        )
-    assert backend.num_forwards == 2
 
 
 def test_the_embedding_is_the_pooled_vector_of_an_inspection() -> None:

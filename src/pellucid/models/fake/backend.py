@@ -6,8 +6,10 @@ attention and knock-outs behave as they do in a trained one.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pellucid.models.backend import (
     AttentionName,
     AttentionSink,
     Batch,
+    Bool,
     CaptureSpec,
     EmbeddingInput,
     Encoding,
@@ -43,22 +46,51 @@ __all__ = ["FakeBackend", "FakeModel", "Faults"]
 
 @dataclass(slots=True)
 class Faults:
-    """Switches that make a ``FakeBackend`` misbehave from its next call on."""
+    """Switches that make a ``FakeBackend`` misbehave from its next call on, in whatever process:
+    ``change`` takes them as JSON."""
 
     error: BaseException | None = None  # raised by every call of tokenize*, encode and inspect
     hang: threading.Event | None = None  # encode and inspect wait for it
     delay_s: float = 0.0  # encode and inspect take this long
+    delay_s_per_token: float = 0.0  # and encode so much longer, padding counted
     nan: bool = False  # encode and inspect give NaN
+    exact_heals: bool = False  # but an exact encode does not
+    only_with: int | None = None
+    """A token id: in encode, ``error`` and ``hang`` strike just the batches that hold it, ``nan``
+    just their rows; tokenising is spared."""
+    max_tokens: int | None = None  # encode runs out of memory above it, padding counted
+
+    def change(self, changes: str) -> None:
+        """Set switches from JSON such as ``{"error": "boom", "hang": true, "delay_s": 0.5}``;
+        null and false switch off. What hangs goes on when ``hang`` is switched off."""
+        for name, value in json.loads(changes).items():
+            if name == "error":
+                value = None if value is None else RuntimeError(value)
+            elif name == "hang":
+                before, value = self.hang, threading.Event() if value else None
+                if before is not None:
+                    before.set()
+            elif name not in self.__slots__:
+                raise ValueError(f"no such fault: {name}")
+            setattr(self, name, value)
+
+    def rows_of(self, batch: Batch) -> Bool:
+        """The rows of a batch that the faults strike: [batch]."""
+        if self.only_with is None:
+            return np.ones(len(batch.input_ids), dtype=bool)
+        return np.asarray((batch.input_ids == self.only_with).any(axis=1))
 
 
 class FakeBackend:
-    """Implements ``Backend``. Raises when called from two threads at once, or after ``close``."""
+    """Implements ``Backend``. Raises when called from two threads at once where that is not
+    allowed, or after ``close``."""
 
     def __init__(self, model: FakeModel | None = None, *, faults: Faults | None = None) -> None:
         self.model = model or FakeModel()
         self.faults = faults or Faults()
         self.closed = False
         self.num_forwards = 0
+        self.batches: deque[tuple[int, int]] = deque(maxlen=1_000)  # [inputs, tokens] of encode
         self._busy = threading.Lock()
         self._transformer = FakeTransformer(self.model)
         self._tokenizer = FakeTokenizer(self.model)
@@ -137,24 +169,59 @@ class FakeBackend:
     def chunk_for_embedding(
         self, texts: Sequence[str], *, prompt: str | None = None
     ) -> list[list[EmbeddingInput]]:
-        raise NotImplementedError
+        """Each text in pieces of ``max_embedding_tokens``, the last one shorter; prompt and special
+        tokens around every piece."""
+        self._check()
+        return [self._chunks(text, prompt or "") for text in texts]
+
+    def _chunks(self, text: str, prompt: str) -> list[EmbeddingInput]:
+        limit = self.model.max_embedding_tokens or 10**9
+        whole = self._tokenizer.pieces_of(text)
+        before = self._tokenizer.pieces_of(prompt)
+        room = limit - len(before) - self._tokenizer.num_special
+        chunks = []
+        for start in range(0, max(1, len(whole)), room):
+            encoding = self._tokenizer.encoding_of_pieces(before + whole[start : start + room])
+            chunks.append(
+                EmbeddingInput(
+                    input_ids=encoding.input_ids,
+                    num_tokens_untruncated=encoding.num_tokens_untruncated,
+                    num_added_tokens=len(before) + self._tokenizer.num_special,
+                )
+            )
+        return chunks
+
+    def ids_for_embedding(self, input_ids: Sequence[int]) -> EmbeddingInput:
+        self._check()
+        encoding = self._tokenizer.encoding_of(input_ids)
+        return EmbeddingInput(
+            input_ids=encoding.input_ids, num_tokens_untruncated=encoding.num_tokens_untruncated
+        )
+
+    def token_id_of(self, word: str) -> int:
+        """The id of a word of at most five characters, for ``Faults.only_with``."""
+        encoding = self._tokenizer.tokenize(word)
+        return int(encoding.input_ids[~encoding.special][0])
 
     # ---------------------------------------------------------------------------------- running
 
     def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
         """Mean of the last hidden state over real tokens, prompts left out: [batch, hidden]."""
-        with self._forward():
+        with self._forward(batch, is_encode=True):
+            self.batches.append(batch.input_ids.shape)
             spec = CaptureSpec(pooled=True)
             states = self._transformer.encoder_states(batch, spec, None, {})
             pooled = mean_of_real_tokens(states[-1], batch.attention_mask, batch.num_prompt_tokens)
-            return np.full_like(pooled, np.nan) if self.faults.nan else pooled
+            if self.faults.nan and not (exact and self.faults.exact_heals):
+                pooled[self.faults.rows_of(batch)] = np.nan
+            return pooled
 
     def inspect(
         self, batch: Batch, spec: CaptureSpec, *, sink: AttentionSink | None = None
     ) -> ModelOutputs:
         """One forward pass through every stack of the model."""
         self._refuse(batch, spec)
-        with self._forward():
+        with self._forward(batch):
             started = time.perf_counter()
             norms: dict[tuple[AttentionName, int], Float32] = {}
             states = self._transformer.encoder_states(batch, spec, sink, norms)
@@ -218,7 +285,7 @@ class FakeBackend:
     def _check(self) -> None:
         if self.closed:
             raise RuntimeError("used after close")
-        if self.faults.error is not None:
+        if self.faults.error is not None and self.faults.only_with is None:
             raise self.faults.error
 
     @contextmanager
@@ -232,12 +299,22 @@ class FakeBackend:
             self._busy.release()
 
     @contextmanager
-    def _forward(self) -> Iterator[None]:
+    def _forward(self, batch: Batch, *, is_encode: bool = False) -> Iterator[None]:
+        faults = self.faults
         with self._at_work():
             self.num_forwards += 1
-            if self.faults.hang is not None:
-                self.faults.hang.wait()
-            time.sleep(self.faults.delay_s)
+            strikes = bool(faults.rows_of(batch).any())
+            if faults.hang is not None and strikes:
+                faults.hang.wait()
+            time.sleep(faults.delay_s + is_encode * faults.delay_s_per_token * batch.input_ids.size)
+            if faults.error is not None and strikes:
+                raise faults.error
+            if (
+                faults.max_tokens is not None
+                and is_encode
+                and (batch.input_ids.size > faults.max_tokens)
+            ):
+                raise MemoryError(f"a batch of {batch.input_ids.size} tokens")
             yield
 
 

@@ -48,6 +48,22 @@ class FakeTokenizer:
         first = [CLS_ID] if self.model.kind == "encoder" else []
         return self._encoding(first, pieces, [SEP_ID], limit, truncation)
 
+    @property
+    def num_special(self) -> int:
+        """Tokens around every text."""
+        return {"encoder": 2, "decoder": 0, "encoder-decoder": 1}[self.model.kind]
+
+    def pieces_of(self, text: str) -> list[_Piece]:
+        return list(_pieces(text, 0))
+
+    def encoding_of_pieces(self, pieces: list[_Piece]) -> Encoding:
+        """Pieces with the special tokens of a text. Raises EmptyText."""
+        if not pieces:
+            raise EmptyText(field="text")
+        first = [CLS_ID] if self.model.kind == "encoder" else []
+        last = [] if self.model.kind == "decoder" else [SEP_ID]
+        return self._encoding(first, pieces, last, 10**9, "error")
+
     def encoding_of(self, input_ids: Sequence[int]) -> Encoding:
         """Ids as they are; pieces are not kept, so ordinary tokens are shown by number."""
         for position, token_id in enumerate(input_ids):
