@@ -34,3 +34,12 @@ def give_back(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     machine.trim_heap()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on cuda that has a class of its own, elsewhere only words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )

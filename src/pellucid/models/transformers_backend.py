@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import (
     EmbeddingUnavailable,
+    ForwardOutOfMemory,
     GenerationUnavailable,
     ModelLoadFailed,
     ModelNotLoaded,
@@ -32,6 +34,7 @@ from pellucid.models.backend import (
 from pellucid.models.capabilities import Capabilities
 from pellucid.models.embedding.pipeline import EmbeddingPipeline
 from pellucid.models.embedding.text_encoder import embedding_encoder, text_encoder
+from pellucid.models.exact_precision import in_float32
 from pellucid.models.greedy_generation import GreedyGenerator
 from pellucid.models.inspector import Inspector
 from pellucid.models.loading import LoadedTransformer, load_transformer
@@ -186,8 +189,23 @@ class TransformersBackend:
         )
 
     def encode(self, batch: Batch, *, exact: bool = False) -> Float32:
+        try:
+            return self._encoded(batch, exact=exact)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        # Out here, for the error's own frames hold what the batch had computed.
+        memory.give_back(self._parts.loaded.device)
+        raise ForwardOutOfMemory(
+            model_id=self._info.model_id,
+            inputs=len(batch.input_ids),
+            tokens=int(batch.attention_mask.sum()),
+        )
+
+    def _encoded(self, batch: Batch, *, exact: bool) -> Float32:
         parts, pipeline = self._parts, self._pipeline
-        with torch.inference_mode():
+        precision = in_float32(parts.embedding_encoder) if exact else nullcontext()
+        with precision, torch.inference_mode():
             outputs = parts.embedding_encoder(**parts.inputs.of_encoder(batch))
             pooled = _pool(pipeline, outputs.last_hidden_state, batch, batch.num_prompt_tokens)
         vectors: Float32 = pooled.to(torch.float32).numpy(force=True)
