@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,8 +25,15 @@ from stub_engine import StubEngine
 _LOAD_S = 120.0
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
+# One data folder for all, also for servers in processes of their own: a model is converted once.
+_DATA_DIR = tempfile.TemporaryDirectory(prefix="pellucid-tests-")
+os.environ["PELLUCID_DATA_DIR"] = _DATA_DIR.name
 
 MakeClient = Callable[..., TestClient]
+
+
+def pytest_unconfigure() -> None:
+    _DATA_DIR.cleanup()
 
 
 @pytest.fixture
@@ -85,4 +94,5 @@ def plain_settings(**changes: Any) -> Settings:
     """The defaults, whatever the environment of whoever runs the tests says."""
     # Given by name they win over the environment, which cannot be switched off.
     defaults = {name: field.get_default() for name, field in Settings.model_fields.items()}
+    defaults["data_dir"] = Path(_DATA_DIR.name)
     return Settings(_env_file=None, **{**defaults, **changes})

@@ -106,7 +106,7 @@ def test_vectors_are_the_backends(engine: LocalEngine, backend: TransformersBack
     found = run(engine.embed(EmbeddingQuery(inputs=texts, normalize=False)))
     for text, vector in zip(texts, found.vectors, strict=True):
         alone = backend.encode(Batch.of(backend.tokenize_for_embedding([text])))[0]
-        np.testing.assert_allclose(vector, alone, atol=2e-6)
+        assert vector @ alone > 0.9999  # both of length 1; the engine's computed by OpenVINO
     assert found.truncated == (False, False, False, True)
     assert found.num_tokens[3] == 256
     assert np.abs(np.linalg.norm(found.vectors, axis=1) - 1).max() < 1e-5
@@ -119,7 +119,7 @@ def test_the_pooled_vector_is_the_embedding(engine: LocalEngine) -> None:
     pooled = found.tensors["hidden_states"].values[-1].mean(axis=0)
     vector = run(engine.embed(EmbeddingQuery(inputs=[TEXT]))).vectors[0]
     similarity = pooled @ vector / np.linalg.norm(pooled)
-    assert similarity == pytest.approx(found.change["cosine_similarity"], abs=1e-5)
+    assert similarity == pytest.approx(found.change["cosine_similarity"], abs=1e-3)
 
 
 def test_a_knockout_cuts_what_it_names_and_nothing_else(engine: LocalEngine) -> None:
@@ -174,7 +174,8 @@ def test_estimate_before_loading() -> None:
     size = run(engine.estimate(ModelRef(model_id="sentence-transformers/all-MiniLM-L6-v2")))
     assert (size.source, size.download_bytes, size.fits) == ("default", 0, True)
     assert size.num_parameters == pytest.approx(22.7e6, rel=0.01)
-    assert size.memory_bytes == pytest.approx(4 * 22.7e6, rel=0.01)
+    # In float32 as stored and in bfloat16 as computed with.
+    assert size.memory_bytes == pytest.approx(6 * 22.7e6, rel=0.01)
 
 
 def test_the_default_model_is_unloaded_by_the_name_in_the_settings() -> None:
@@ -205,16 +206,26 @@ def test_unloading_returns_the_memory() -> None:
     run(engine.close())
 
 
+async def threads_of_the_worker(engine: LocalEngine) -> int:
+    """A thread has its own number of threads: what counts is that of the model's worker."""
+    lease = await engine._lease(None)
+    ticket = engine._line(lease.backend).run(
+        lambda still_wanted: torch.get_num_threads(), on_done=lease.release
+    )
+    return await asyncio.wrap_future(ticket.future)
+
+
 def test_the_settings_reach_the_model() -> None:
     before = torch.get_num_threads()
-    engine = build_engine(plain_settings(device="cpu", dtype="bfloat16", num_threads=1))
+    settings = plain_settings(
+        device="cpu", dtype="bfloat16", num_threads=1, embedding_runtime="torch"
+    )
+    engine = build_engine(settings)
     try:
         info = run(engine.load())
         assert (info.device, info.dtype) == ("cpu", "bfloat16")
         assert info.memory_bytes == pytest.approx(2 * info.num_parameters, rel=0.02)
-        # A thread has its own number of threads: what counts is that of the model's worker.
-        threads, _ = run(engine._run(None, lambda backend, wanted: torch.get_num_threads()))
-        assert threads == 1
+        assert run(threads_of_the_worker(engine)) == 1
     finally:
         run(engine.close())
         torch.set_num_threads(before)
