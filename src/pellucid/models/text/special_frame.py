@@ -38,8 +38,6 @@ class SpecialFrame:
         if not places or done.ids[places[0] : places[-1] + 1] != sample.ids:
             return None
         start, end = places[0], places[-1] + 1
-        if len(set(done.type_ids[start:end])) != 1:
-            return None
         return cls(
             prefix=tuple(done.ids[:start]),
             suffix=tuple(done.ids[end:]),

@@ -208,6 +208,10 @@ def test_refusals_name_the_text(
 
 
 def test_refusals_use_the_callers_names(minilm_for_embedding: EmbeddingTokenizer) -> None:
+    with pytest.raises(TooManyTokens, match=r"^inputs\[7\] has"):
+        minilm_for_embedding.tokenize(
+            ["ok", "word " * 60], truncation="error", fields=["inputs[3]", "inputs[7]"]
+        )
     for call in (minilm_for_embedding.tokenize, minilm_for_embedding.chunk):
         with pytest.raises(EmptyText, match=r"^inputs\[7\] is empty"):
             call(["ok", ""], fields=["inputs[3]", "inputs[7]"])
@@ -306,6 +310,7 @@ def test_a_text_that_fits_is_one_piece_as_without_chunks(
 ) -> None:
     texts = ["fox", "word " * (LIMIT - 2)]
     pieces = minilm_for_embedding.chunk(texts)
+    assert [one.num_added_tokens for (one,) in pieces] == [0, 0]
     assert [ids(one) for one in pieces] == [[i] for i in ids(minilm_for_embedding.tokenize(texts))]
 
 
