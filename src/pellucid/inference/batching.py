@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,47 +15,38 @@ _FREE_PADDING_TOKENS = 64
 
 
 class InputsByLength(Generic[T]):
-    """Inputs that wait, in bands of similar length, first come first served within each.
-
-    A band is an eighth of a power of two wide, so that padding within it stays under 12.5 %.
-    """
+    """Inputs that wait, in bands of similar length, first come first served within each."""
 
     def __init__(self) -> None:
-        self._bands: dict[int, deque[tuple[T, int]]] = {}
+        self._bands: dict[int, deque[T]] = {}  # by padded length
         self.num_entries = 0
 
     def add(self, entry: T, length: int) -> None:
         """Let ``entry``, which is ``length`` tokens long, wait."""
-        self._bands.setdefault(band_of(length), deque()).append((entry, length))
+        self._bands.setdefault(padded_length(length), deque()).append(entry)
         self.num_entries += 1
 
-    def take(
-        self, longest: int, *, max_tokens: int, is_wanted: Callable[[T], bool]
-    ) -> list[tuple[T, int]]:
-        """A batch for whoever leads the band of ``longest``: entries and their lengths.
+    def take(self, longest: int, *, max_tokens: int, is_wanted: Callable[[T], bool]) -> list[T]:
+        """A batch for whoever is first in the band of ``longest``.
 
-        The first entry of that band is always taken, then others of the band, then shorter ones
-        while padding stays a small part. Longest x count stays within ``max_tokens``, but for an
-        entry that is longer alone. Entries that are not wanted any more are thrown away.
+        That entry is always taken, then others of the band, then shorter ones while padding stays
+        a small part. Padded length x count stays within ``max_tokens``, but for an entry that is
+        longer alone. Entries that are not wanted any more are thrown away.
         """
-        first_band = band_of(longest)
-        batch: list[tuple[T, int]] = []
-        width = tokens = 0
-        for band in sorted((b for b in self._bands if b <= first_band), reverse=True):
+        widest = padded_length(longest)
+        batch: list[T] = []
+        width = padding = 0
+        for band in sorted((band for band in self._bands if band <= widest), reverse=True):
             entries = self._bands[band]
             while entries:
-                entry, length = entries[0]
-                if is_wanted(entry):
-                    wider = max(width, length)
-                    padded = wider * (len(batch) + 1)
-                    padding = padded - tokens - length
-                    if batch and (
-                        padded > max_tokens
-                        or padding > max(_FREE_PADDING_TOKENS, _MAX_PADDING_SHARE * padded)
-                    ):
+                if is_wanted(entries[0]):
+                    width = width or band
+                    padded = width * (len(batch) + 1)
+                    most_padding = max(_FREE_PADDING_TOKENS, _MAX_PADDING_SHARE * padded)
+                    if batch and (padded > max_tokens or padding + width - band > most_padding):
                         return batch
-                    batch.append((entry, length))
-                    width, tokens = wider, tokens + length
+                    batch.append(entries[0])
+                    padding += width - band
                 entries.popleft()
                 self.num_entries -= 1
             del self._bands[band]
@@ -63,22 +54,21 @@ class InputsByLength(Generic[T]):
 
     def keep_only(self, is_wanted: Callable[[T], bool]) -> None:
         """Throw away what is not wanted any more."""
-        kept = [item for band in self._bands.values() for item in band if is_wanted(item[0])]
-        self._bands, self.num_entries = {}, 0
-        for entry, length in kept:
-            self.add(entry, length)
+        kept = {
+            band: deque(entry for entry in entries if is_wanted(entry))
+            for band, entries in self._bands.items()
+        }
+        self._bands = {band: entries for band, entries in kept.items() if entries}
+        self.num_entries = sum(len(entries) for entries in self._bands.values())
 
 
-def band_of(length: int) -> int:
-    """The number of a length's band; longer lengths have higher ones."""
-    exponent = max(0, length.bit_length() - 4)
-    return exponent * 8 + (length >> exponent)
+def padded_length(length: int) -> int:
+    """The top of a length's band: multiples of 8 up to 64, then quarters of powers of two.
 
-
-def padded_tokens(lengths: Iterable[int]) -> int:
-    """What a batch of these lengths takes: longest x count."""
-    lengths = list(lengths)
-    return max(lengths, default=0) * len(lengths)
+    These are the lengths that graphs are compiled for, so that a band is one shape.
+    """
+    step = 8 if length <= 64 else 1 << ((length - 1).bit_length() - 3)
+    return -(-length // step) * step
 
 
 class TokenBudget:

@@ -69,15 +69,15 @@ class Lane:
             longest, max_tokens=max_tokens, is_wanted=lambda piece: piece[0].is_open
         )
         waits: list[float] = []
-        for (job, index), length in taken:
+        for job, index in taken:
             if not job.has_begun and not job.is_trial:
                 waits.append(job.waited_s())
             job.begin(index)
-            self.waiting_tokens -= length
-        inputs = [job.inputs[index] for (job, index), _ in taken]
+            self.waiting_tokens -= job.inputs[index].input_ids.size
+        inputs = [job.inputs[index] for job, index in taken]
         if not self.waiting_tokens:
             self._jobs.clear()
-        return LaneBatch(self.priority, [piece for piece, _ in taken], inputs, waits)
+        return LaneBatch(self.priority, taken, inputs, waits)
 
     def _longest_of_oldest(self) -> int | None:
         oldest = self._jobs[0]

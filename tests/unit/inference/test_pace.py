@@ -1,0 +1,56 @@
+"""What a model's batches tell about its speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pellucid.inference.pace import Pace, retry_after_s
+
+
+def bulk(pace: Pace, *, tokens: int, seconds: float, budget: int = 1_000) -> None:
+    pace.batch_ran(
+        tokens=tokens, padded_tokens=tokens, seconds=seconds, budget=budget, is_bulk=True
+    )
+
+
+def test_bulk_batches_are_whole_while_nobody_is_in_a_hurry() -> None:
+    pace = Pace()
+    assert pace.bulk_tokens(1_000, now=5.0) == 1_000
+    pace.interactive_came(10.0)
+    assert pace.bulk_tokens(1_000, now=10.5) < 1_000
+    assert pace.bulk_tokens(1_000, now=12.0) == 1_000
+
+
+def test_bulk_batches_come_to_take_a_short_time_whatever_a_batch_costs_to_start() -> None:
+    pace = Pace()
+    pace.interactive_came(0.0)
+    for _ in range(60):
+        tokens = pace.bulk_tokens(10_000, now=0.1)
+        seconds = 0.004 + tokens / 25_000
+        bulk(pace, tokens=tokens, seconds=seconds, budget=10_000)
+    assert seconds == pytest.approx(0.012, rel=0.05)
+
+
+def test_a_slow_model_still_gets_something_to_do() -> None:
+    pace = Pace()
+    pace.interactive_came(0.0)
+    bulk(pace, tokens=100, seconds=100.0)
+    assert pace.bulk_tokens(1_000, now=0.1) == 32
+    assert pace.bulk_tokens(10, now=0.1) == 10
+
+
+def test_only_full_batches_tell_the_throughput() -> None:
+    pace = Pace()
+    assert pace.seconds_for(100) is None
+    bulk(pace, tokens=10, seconds=1.0)
+    assert pace.seconds_for(100) is None
+    bulk(pace, tokens=500, seconds=0.5)
+    assert pace.seconds_for(100) == pytest.approx(0.1)
+    assert pace.tokens_in(2.0) == 2_000
+    bulk(pace, tokens=1_000, seconds=0.5)
+    assert 0.05 < (pace.seconds_for(100) or 0) < 0.1
+
+
+@pytest.mark.parametrize(("wait_s", "seconds"), [(None, 1), (0.2, 1), (3.2, 4), (1e9, 60)])
+def test_retry_after_is_a_whole_and_reasonable_number(wait_s: float | None, seconds: int) -> None:
+    assert retry_after_s(wait_s) == seconds
