@@ -57,7 +57,7 @@ class OpenVinoBackend:
 
     def __init__(self, entry: GraphEntry, folder: Path, *, num_threads: int | None) -> None:
         self._entry = entry
-        self._folder = folder
+        self.folder = folder  # of the graph
         self._num_threads = num_threads
         self._tokenizer: EmbeddingTokenizer = entry.tokenizer
         self._buckets = Buckets(
@@ -217,7 +217,7 @@ class OpenVinoBackend:
     def _compiled(self, quantization: Quantization, precision: Precision) -> CompiledGraph:
         name = entry_files.INT8 if quantization == "int8" else entry_files.FLOAT32
         return CompiledGraph(
-            self._folder / name,
+            self.folder / name,
             precision=precision,
             num_threads=self._num_threads,
             input_names=self._entry.input_names,
@@ -241,7 +241,7 @@ class OpenVinoBackend:
         """The weights as stored, mapped from disk, and those that the products are computed
         with."""
         name = entry_files.INT8 if quantization == "int8" else entry_files.FLOAT32
-        stored = (self._folder / name).with_suffix(".bin").stat().st_size
+        stored = (self.folder / name).with_suffix(".bin").stat().st_size
         halved = quantization == "none" and precision == "bfloat16"
         return stored + (stored // 2 if halved else stored)
 

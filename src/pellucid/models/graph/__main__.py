@@ -21,12 +21,12 @@ def main() -> int:
     os.dup2(2, 1)  # whatever the libraries print is for the log
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    outcome = _outcome(request)
+    outcome = outcome_of(request)
     os.write(outcome_fd, json.dumps(outcome).encode())
     return 0
 
 
-def _outcome(request: dict[str, Any]) -> dict[str, Any]:
+def outcome_of(request: dict[str, Any]) -> dict[str, Any]:
     """``refused``: these versions can never convert this model; ``failed``: not this time."""
     from pellucid.models.graph.conversion import ConversionRequest, convert
 

@@ -26,7 +26,19 @@ _PASSED_ON = frozenset(
         *("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"),
     }
 )
+# -P: the folder that the server was started in is no place to import from
+_COMMAND = (sys.executable, "-P", "-m", "pellucid.models.graph")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def stop_conversions() -> None:
+    """End what is being converted, so that a server that is told to end need not wait for it; the
+    loads that wait for it raise GraphUnavailable."""
+    for process in tuple(_running):
+        process.kill()
 
 
 def convert_in_child(
@@ -51,26 +63,27 @@ def convert_in_child(
     }
     read_end, write_end = os.pipe()
     try:
-        # -P: the folder that the server was started in is no place to import from
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pellucid.models.graph"],
+            _COMMAND,
             stdin=read_end,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _OFFLINE,
         )
-        os.write(write_end, json.dumps(request).encode() + b"\n")
+        _running.add(process)
         try:
+            os.write(write_end, json.dumps(request).encode() + b"\n")
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise _unavailable(source, f"its conversion took over {timeout_s:.0f} s") from None
         finally:
             process.kill()
             process.wait()
+            _running.discard(process)
     finally:
         os.close(read_end)
         os.close(write_end)
-    if process.returncode != 0:
+    if process.returncode != 0 or not stdout:
         said = stderr.decode(errors="replace").strip()[-_STDERR_CHARACTERS:]
         ended = f"the converting process ended with status {process.returncode}"
         raise _unavailable(source, f"{ended} ({said.rstrip('.')})" if said else ended)
