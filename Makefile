@@ -3,14 +3,15 @@
 #   make run        set up, start the server, with something to look at
 #   make test       set up, run every test that this machine can run
 #   make check      formatting, lint, types
-#   make bench      measure, side by side with a plain service
+#   make bench      measure, side by side with plain services and peers (BENCH=quick: in 3 minutes)
+#   make bench-peers  set up the peers in .venv-peers, measure side by side with them
 #   make contract   regenerate contract/openapi.json and the generated pages of docs/
 #   make install    only set up
 #   make clean      remove what the others made
 #   make lock       (maintainers) resolve the dependencies anew; needs uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench contract clean lock
+.PHONY: help install run test check bench bench-peers contract clean lock
 MAKEFLAGS += --no-print-directory
 
 IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -24,6 +25,11 @@ PORT ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Measured against: in an environment of their own, because they need other versions.
+PEERS := .venv-peers/.installed
+PEERS_PIP := .venv-peers/bin/python -m pip --disable-pip-version-check --quiet
+BENCH ?= standard
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,12 +61,27 @@ check: install
 
 bench: install
 	@$(BIN)/python -m benchmarks.attention_over_http
+	@$(BIN)/python -m benchmarks.embedding --size $(BENCH)
+	@$(BIN)/python -m benchmarks.report
+
+$(PEERS): benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || "$(PYTHON)" -m venv .venv-peers
+	@echo "Installing the peers into .venv-peers (about 1 GB) ..."
+	@$(PEERS_PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' benchmarks/peers.txt)"
+	@$(PEERS_PIP) install --no-deps -r benchmarks/peers.txt
+	@touch $(PEERS)
+
+# A peer that can't be installed is named in the table; the others are measured.
+bench-peers: install
+	-@$(MAKE) $(PEERS)
+	@$(BIN)/python -m benchmarks.embedding --size $(BENCH) --suite peers --parts bulk single
+	@$(BIN)/python -m benchmarks.report
 
 contract: install
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch's CUDA parts are left out: they are PyTorch's own business, see `install`. OpenVINO's

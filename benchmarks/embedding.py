@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from tokenizers import Tokenizer
 from benchmarks.bulk_speed import bulk_rows
 from benchmarks.contenders import Contenders, embedding_info
 from benchmarks.footprint import flat_memory_row, load_row, start_and_memory_rows
-from benchmarks.load import ceiling
 from benchmarks.results import RESULTS_DIR, write_results
 from benchmarks.servers import pellucid
 from benchmarks.single_speed import busy_rows, single_rows
@@ -30,33 +30,50 @@ from benchmarks.targets import Row
 from benchmarks.texts import long_texts, short_texts
 from pellucid.models.sources.default_encoder import DefaultEncoder
 
+PARTS = ("bulk", "single", "busy", "start", "load", "soak")
 _MAX_TOKENS = 256  # all-MiniLM-L6-v2 cuts there
 _MET = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
 
-def measure(size: Size, *, only_peers: bool) -> tuple[list[Row], dict[str, object]]:
-    """All rows (or those with peers in them), and what took part."""
-    with tempfile.TemporaryDirectory() as data_dir, ExitStack() as stack:
-        with pellucid(Path(data_dir)) as first:  # makes and keeps the graph
-            taking_part: dict[str, object] = {
-                "first_start_s": round(first.ready_s, 2),
-                "embedding": embedding_info(first),
-            }
-        contenders = Contenders(stack, Path(data_dir))
-        rows: list[Row] = []
-        if not only_peers:
-            rows += start_and_memory_rows(Path(data_dir), size)
-        parts: list[Callable[[Contenders, Size], list[Row]]] = [bulk_rows, single_rows]
-        if not only_peers:
-            parts.append(busy_rows)
-        for part in parts:
-            rows += part(contenders, size)
+def measure(
+    size: Size, parts: Sequence[str], data_dir: Path, console: Console
+) -> tuple[list[Row], dict[str, object]]:
+    """The rows of these parts, and what took part."""
+    with pellucid(data_dir) as first:  # makes and keeps the graph
+        taking_part: dict[str, object] = {
+            "first_start_s": round(first.ready_s, 2),
+            "embedding": embedding_info(first),
+        }
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        contenders = Contenders(stack, data_dir)
         taking_part["peers"] = contenders.versions_of_peers()
-        stack.close()  # what is idle takes memory still
-        if not only_peers:
-            taking_part["load_generator_ceiling_per_s"] = round(ceiling(connections=200))
-            rows += [load_row(Path(data_dir), size), flat_memory_row(Path(data_dir), size)]
+        beside_others: dict[str, Callable[[], list[Row]]] = {
+            "bulk": lambda: bulk_rows(contenders, size),
+            "single": lambda: single_rows(contenders, size),
+            "busy": lambda: busy_rows(contenders, size),
+        }
+        rows += _measured(beside_others, parts, console)
+    alone: dict[str, Callable[[], list[Row]]] = {
+        "start": lambda: start_and_memory_rows(data_dir, size),
+        "load": lambda: [load_row(data_dir, size)],
+        "soak": lambda: [flat_memory_row(data_dir, size)],
+    }
+    rows += _measured(alone, parts, console)
     return rows, taking_part
+
+
+def _measured(
+    measurements: Mapping[str, Callable[[], list[Row]]], parts: Sequence[str], console: Console
+) -> list[Row]:
+    """Shown as they come: a long run tells early."""
+    rows: list[Row] = []
+    for name, measurement in measurements.items():
+        if name in parts:
+            found = measurement()
+            show(found, console)
+            rows += found
+    return rows
 
 
 def mean_tokens(texts: Sequence[str]) -> float:
@@ -69,7 +86,7 @@ def mean_tokens(texts: Sequence[str]) -> float:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    table = Table("figure", "target", "found", "least - most", "", title="all-MiniLM-L6-v2")
+    table = Table("figure", "target", "found", "least - most", "")
     for row in rows:
         if row.found is None:
             table.add_row(row.target.figure, row.target.text, row.note, "", "")
@@ -83,25 +100,29 @@ def show(rows: Sequence[Row], console: Console) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="standard")
-    parser.add_argument("--only-peers", action="store_true", help="only rows with peers in them")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--suite", default="embedding", help="name in the result's file name")
     parser.add_argument("--results", type=Path, default=RESULTS_DIR, help="folder for the JSON")
     given = parser.parse_args()
     size = SIZES[given.size]
-    rows, taking_part = measure(size, only_peers=given.only_peers)
+    console = Console(file=sys.stdout, width=120)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as data_dir:
+        rows, taking_part = measure(size, given.parts, Path(data_dir), console)
     path = write_results(
-        "peers" if given.only_peers else "embedding",
+        given.suite,
+        size.name,
         rows,
         directory=given.results,
-        size=size.name,
+        seconds=round(time.perf_counter() - started),
         model="sentence-transformers/all-MiniLM-L6-v2",
         texts={
-            "short": {"count": len(short_texts()), "mean_tokens": mean_tokens(short_texts())},
-            "long": {"count": len(long_texts()), "mean_tokens": mean_tokens(long_texts())},
+            name: {"count": len(texts), "mean_tokens": round(mean_tokens(texts), 1)}
+            for name, texts in (("short", short_texts()), ("long", long_texts()))
         },
         **taking_part,
     )
-    show(rows, Console(file=sys.stdout, width=120))
-    print(path)
+    console.print(f"{sum(row.is_met is False for row in rows)} targets missed; {path}")
     return 0
 
 

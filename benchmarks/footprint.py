@@ -9,7 +9,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.bulk_http import bulk_seconds, requests_of
-from benchmarks.load import load_with_mixed_traffic
+from benchmarks.load import ceiling, load_with_mixed_traffic
 from benchmarks.load_generator import Kind, LoadShape, LoadSummary, generate_load
 from benchmarks.mixed_traffic import EMBEDDINGS, embed_alone, mixed_traffic
 from benchmarks.servers import Server, pellucid
@@ -53,7 +53,12 @@ def load_row(data_dir: Path, size: Size) -> Row:
     shape = LoadShape(connections=_CONNECTIONS, seconds=size.load_s, ramp_s=_RAMP_S)
     with pellucid(data_dir) as server:
         summary = load_with_mixed_traffic(server.port, shape)
-    return row_of("load", [float(summary.num_failures)], summary=summary.as_json())
+    return row_of(
+        "load",
+        [float(summary.num_failures)],
+        summary=summary.as_json(),
+        generator_ceiling_per_s=round(ceiling(connections=_CONNECTIONS)),
+    )
 
 
 def flat_memory_row(data_dir: Path, size: Size) -> Row:

@@ -62,6 +62,7 @@ class LoadSummary:
     """What happened. ``num_failures`` 0 is what every run must end with."""
 
     seconds: float = 0.0
+    generator_cpu_s: float = 0.0  # of this process: what the server did not get
     sent: Counter[str] = field(default_factory=Counter)  # by kind; those that left not counted
     answered: Counter[str] = field(default_factory=Counter)
     left: int = 0
@@ -87,6 +88,7 @@ class LoadSummary:
             "requests": self.sent.total(),
             "answered": self.answered.total(),
             "requests_per_s": round(self.requests_per_s, 1),
+            "generator_cpu_share": round(self.generator_cpu_s / self.seconds, 3),
             "left_by_the_client": self.left,
             "refused": self.refused,
             "lost": self.lost,
@@ -105,7 +107,7 @@ class LoadSummary:
 async def generate_load(port: int, kinds: Sequence[Kind], shape: LoadShape) -> LoadSummary:
     """Send until the time or the requests are spent and every answer has come."""
     summary = LoadSummary()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     numbers = count()
 
     def may_go_on() -> bool:
@@ -113,10 +115,13 @@ async def generate_load(port: int, kinds: Sequence[Kind], shape: LoadShape) -> L
 
     async def connect(number: int) -> None:
         await asyncio.sleep(shape.ramp_s * number / shape.connections)
-        await _Client(port, kinds, summary, random.Random(f"{shape.seed} {number}")).run(may_go_on)
+        draw = random.Random(f"{shape.seed} {number}")
+        first = kinds[number % len(kinds)]  # so that each comes once, however short the run
+        await _Client(port, kinds, summary, draw).run(first, may_go_on)
 
     await asyncio.gather(*(connect(number) for number in range(shape.connections)))
     summary.seconds = time.perf_counter() - started
+    summary.generator_cpu_s = time.process_time() - cpu_started
     return summary
 
 
@@ -133,15 +138,15 @@ class _Client:
         self._draw = draw
         self._connection: AsyncConnection | None = None
 
-    async def run(self, may_go_on: Callable[[], bool]) -> None:
+    async def run(self, kind: Kind, may_go_on: Callable[[], bool]) -> None:
         try:
             while may_go_on():
-                (kind,) = self._draw.choices(self._kinds, self._weights)
                 exchange = self._draw.choice(kind.exchanges)
                 if kind.leaves:
                     await self._leave(kind, exchange)
                 else:
                     await self._ask(kind, exchange)
+                (kind,) = self._draw.choices(self._kinds, self._weights)
         finally:
             self._close()
 

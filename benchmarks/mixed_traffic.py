@@ -145,7 +145,10 @@ def _checked(complaint: Callable[[dict[str, Any]], str | None]) -> Callable[[Rep
     def check(reply: Reply) -> str | None:
         if reply.status != 200:
             return f"status {reply.status}: {reply.body[:200]!r}"
-        return complaint(orjson.loads(reply.body))
+        try:
+            return complaint(orjson.loads(reply.body))
+        except (ValueError, LookupError, TypeError) as error:
+            return f"an answer of another form: {error!r}"
 
     return check
 

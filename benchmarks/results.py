@@ -16,16 +16,17 @@ RESULTS_DIR = Path(__file__).resolve().parent / "results"
 
 
 def write_results(
-    suite: str, rows: Sequence[Row], *, directory: Path = RESULTS_DIR, **more: Any
+    suite: str, size: str, rows: Sequence[Row], *, directory: Path = RESULTS_DIR, **more: Any
 ) -> Path:
     """Everything that was found, and on what."""
     made = datetime.now(UTC)
     machine = facts()
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{made:%Y-%m-%d}-{machine['commit']}-{cpu}-{suite}.json"
+    path = directory / f"{made:%Y-%m-%d}-{machine['commit']}-{cpu}-{suite}-{size}.json"
     content = {
         "suite": suite,
+        "size": size,
         "made": made.isoformat(timespec="seconds"),
         "machine": machine,
         **more,
@@ -36,8 +37,9 @@ def write_results(
 
 
 def newest_results(suite: str, directory: Path = RESULTS_DIR) -> dict[str, Any] | None:
-    """The latest of one suite; None if there is none."""
+    """The latest of one suite that was not quick; None if there is none."""
     runs: list[dict[str, Any]] = [
-        json.loads(path.read_text()) for path in directory.glob(f"*-{suite}.json")
+        json.loads(path.read_text()) for path in directory.glob(f"*-{suite}-*.json")
     ]
-    return max(runs, key=lambda run: str(run["made"]), default=None)
+    long_enough = [run for run in runs if run["size"] != "quick"]
+    return max(long_enough, key=lambda run: str(run["made"]), default=None)

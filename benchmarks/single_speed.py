@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, cycle
 
 import numpy as np
 
@@ -53,18 +53,17 @@ def single_rows(contenders: Contenders, size: Size) -> list[Row]:
 def busy_rows(contenders: Contenders, size: Size) -> list[Row]:
     """In turns: the server idle, and beside a bulk job in a process of its own."""
     server = contenders.own_server()
-    calls = _over_http(server, EMBEDDINGS, short_texts()[:50])
     print("one short text beside a bulk job", file=sys.stderr)
-    calls()  # the warm-up
+    _for_a_while(server, 0.5)  # the warm-up
     idle: list[float] = []
     busy: list[float] = []
     command = [sys.executable, "-m", "benchmarks.bulk_job", str(server.port)]
     for _ in range(2):
-        idle += _for_a_while(calls, size.busy_s / 4)
+        idle += _for_a_while(server, size.busy_s / 4)
         with subprocess.Popen(command) as bulk_job:
             try:
                 time.sleep(_BULK_STARTS_S)
-                busy += _for_a_while(calls, size.busy_s / 2)
+                busy += _for_a_while(server, size.busy_s / 2)
                 if bulk_job.poll() is not None:
                     raise RuntimeError("the bulk job ended before its time")
             finally:
@@ -83,18 +82,25 @@ def _over_http(server: Server, path: str, texts: tuple[str, ...], **fields: str)
 
     def ask() -> list[float]:
         with Connection(server.port) as connection:
-            replies = [connection.exchange(request) for request in requests]
-        for reply in replies:
-            if reply.status != 200:
-                raise RuntimeError(f"status {reply.status}: {reply.body[:300]!r}")
-        return [reply.seconds for reply in replies]
+            return [_seconds(connection, request) for request in requests]
 
     return ask
 
 
-def _for_a_while(calls: Calls, seconds: float) -> list[float]:
+def _for_a_while(server: Server, seconds: float) -> list[float]:
+    requests = [post(EMBEDDINGS, {"input": text}) for text in short_texts()]
     found: list[float] = []
     until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        found += calls()
+    with Connection(server.port) as connection:
+        for request in cycle(requests):
+            found.append(_seconds(connection, request))
+            if time.perf_counter() > until:
+                break
     return found
+
+
+def _seconds(connection: Connection, request: bytes) -> float:
+    reply = connection.exchange(request)
+    if reply.status != 200:
+        raise RuntimeError(f"status {reply.status}: {reply.body[:300]!r}")
+    return reply.seconds
