@@ -178,6 +178,11 @@ class Settings(BaseSettings):
         description="Embedding requests with at most so many inputs overtake the others, unless "
         "their `priority` says otherwise.",
     )
+    max_connections: int = Field(
+        1_000,
+        gt=0,
+        description="Open connections; whoever comes beyond them is told to come later.",
+    )
     request_timeout_s: float = Field(
         300.0, gt=0, description="Longest time for one request, seconds."
     )
