@@ -198,28 +198,30 @@ class ModelLine:
             )
 
     def _admit_tokens(self, lane: Priority, tokens: int, *, timeout_s: float) -> None:
-        """Raises TakesTooLong where the request alone is too long, Overloaded where it would fit
-        but for those who wait before it."""
+        """Raises TakesTooLong where the request would be too long even alone, Overloaded where too
+        much waits before it."""
+        most_s = self._settings.request_timeout_s
         own_s = self._pace.seconds_for(tokens)
-        if own_s is not None and own_s > timeout_s:
+        if own_s is not None and own_s > most_s:
             raise TakesTooLong(
                 model_id=self._name,
                 tokens=tokens,
                 estimated_s=round(own_s, 1),
-                timeout_s=self._settings.request_timeout_s,
-                max_tokens=self._pace.tokens_in(timeout_s),
+                timeout_s=most_s,
+                max_tokens=self._pace.tokens_in(most_s),
             )
-        ahead = self._tokens_ahead(lane)
-        wait_s = self._pace.seconds_for(ahead)
+        ahead, room = self._tokens_ahead(lane), self._settings.max_waiting_tokens
+        if own_s is not None:  # what can be done before it, if it shall be done in time
+            room = min(room, self._pace.tokens_in(max(0.0, timeout_s - own_s)))
         waiting = sum(lane.waiting_tokens for lane in self._lanes.values())
-        is_full = waiting > 0 and waiting + tokens > self._settings.max_waiting_tokens
-        if is_full or (wait_s is not None and wait_s + (own_s or 0.0) > timeout_s):
+        is_full = waiting + tokens > self._settings.max_waiting_tokens
+        if ahead > room or (waiting and is_full):  # alone it is let in whatever its size
             raise Overloaded(
                 model_id=self._name,
                 unit="tokens",
-                waiting=waiting,
-                max_waiting=self._settings.max_waiting_tokens,
-                retry_after_s=retry_after_s(wait_s),
+                waiting=ahead if ahead > room else waiting,
+                max_waiting=room,
+                retry_after_s=retry_after_s(self._pace.seconds_for(ahead)),
             )
 
     def _tokens_ahead(self, lane: Priority) -> int:
