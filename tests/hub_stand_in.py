@@ -52,6 +52,7 @@ class Repo:
     num_parameters: dict[str, int] | None = None  # as the Hub reads it from safetensors headers
     sizes: dict[str, int] = field(default_factory=dict)  # sizes to announce instead of the true
     _breaks: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    _stalls: dict[str, int] = field(default_factory=dict)
     _corrupt: set[str] = field(default_factory=set)
     _failing: dict[str, int] = field(default_factory=dict)
 
@@ -66,6 +67,10 @@ class Repo:
         """Close the connection at byte ``at`` of a file, so many times (None: always)."""
         self._breaks[path] = (at, times)
 
+    def stall(self, path: str, *, at: int) -> None:
+        """Send a file as far as byte ``at``, and then nothing more."""
+        self._stalls[path] = at
+
     def corrupt(self, path: str, *, corrupt: bool = True) -> None:
         """Send other bytes than announced, of the right number."""
         (self._corrupt.add if corrupt else self._corrupt.discard)(path)
@@ -77,6 +82,7 @@ class Repo:
     def mend(self) -> None:
         """No more faults."""
         self._breaks.clear()
+        self._stalls.clear()
         self._corrupt.clear()
         self._failing.clear()
 
@@ -270,6 +276,11 @@ class _Exchange(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         end = repo._end_of(path, len(content))
+        if (stalls_at := repo._stalls.get(path)) is not None:
+            self.wfile.write(content[start:stalls_at])
+            self.stand_in.wait_for_close()
+            self.close_connection = True
+            return
         self.wfile.write(content[start:end])
         if end < len(content):
             self.close_connection = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ import pytest
 
 import faulty_server
 from faulty_server import Faults, embeddings_of
+from pellucid.models.backend import Batch, Float32
+from pellucid.models.sources.source import ModelSource
+from pellucid.models.transformers_backend import TransformersBackend
 from server_process import ServerProcess, server_process
+from tiny_models import build
 from wire import asked
 
 FAKE = {"device": "cpu", "memory_budget_bytes": 1_000_000_000, "model": "fake/default"}
@@ -99,6 +103,29 @@ def _lent(server: FaultyServer) -> Iterator[FaultyServer]:
     yield server
     server.faults.clear()
     assert server.server.process.poll() is None, server.server.stderr()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real model, small enough to be converted often."""
+    return build("bert", tmp_path_factory.mktemp("tiny") / "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_embedding(tiny_encoder: Path) -> Callable[[str], Float32]:
+    """What torch makes of a text with that model."""
+    backend = TransformersBackend.load(
+        ModelSource(folder=tiny_encoder, model_id="tiny", revision="local", origin="local"),
+        device="cpu",
+    )
+
+    def embedding_of(text: str) -> Float32:
+        (given,) = backend.tokenize_for_embedding([text])
+        (vector,) = backend.encode(Batch.of([given], pad_id=backend.pad_id))
+        unit: Float32 = vector / np.linalg.norm(vector)
+        return unit
+
+    return embedding_of
 
 
 def assert_vectors(answer: httpx.Response, texts: Sequence[str]) -> None:
