@@ -173,7 +173,7 @@ def pooled(token_embeddings: Tensor, real: Tensor, kept: Tensor, *, mode: Poolin
 
 def _ranks(real: Tensor) -> Tensor:
     """1, 2, 3, ... for the real tokens of each row, wherever padding stands."""
-    return real.cumsum(dim=1)
+    return real.long().cumsum(dim=1)  # a graph would count booleans in one byte
 
 
 def _picked(token_embeddings: Tensor, positions: Tensor) -> Tensor:

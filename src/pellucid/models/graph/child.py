@@ -63,23 +63,22 @@ def convert_in_child(
     }
     read_end, write_end = os.pipe()
     try:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             _COMMAND,
             stdin=read_end,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _OFFLINE,
-        )
-        _running.add(process)
-        try:
-            os.write(write_end, json.dumps(request).encode() + b"\n")
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            raise _unavailable(source, f"its conversion took over {timeout_s:.0f} s") from None
-        finally:
-            process.kill()
-            process.wait()
-            _running.discard(process)
+        ) as process:
+            _running.add(process)
+            try:
+                os.write(write_end, json.dumps(request).encode() + b"\n")
+                stdout, stderr = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                raise _unavailable(source, f"its conversion took over {timeout_s:.0f} s") from None
+            finally:
+                process.kill()
+                _running.discard(process)
     finally:
         os.close(read_end)
         os.close(write_end)

@@ -42,8 +42,9 @@ class _Embedding(nn.Module):
 
 
 class _PlainAttention:
-    """Attention as its formula, soft caps and sinks included: OpenVINO fuses it as well as its own
-    operator, and computes in between in one precision.
+    """Attention as its formula, soft caps included, which OpenVINO fuses as well as its own
+    operator. Learned sinks are left out: the families that have them cannot be traced, and the
+    comparison with torch would tell.
 
     Hidden scores get a large number subtracted, not -inf, so that rows of padding, which may see
     nothing at all, stay finite.
@@ -61,12 +62,7 @@ class _PlainAttention:
         if position_bias is not None:
             scores = scores + position_bias
         scores = _masked(scores, call)
-        sinks = call.options.get("s_aux")
-        if sinks is not None:
-            column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], -1)
-            weights = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
-        else:
-            weights = torch.softmax(scores, dim=-1)
+        weights = torch.softmax(scores, dim=-1)
         return torch.matmul(weights, value).transpose(1, 2).contiguous()
 
 
