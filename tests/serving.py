@@ -6,20 +6,32 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
+from pellucid.api.http_protocol import HttpProtocol
 from pellucid.listening import bind
 
 _START_S = 10.0
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """Serve ``app`` and give its base URL; ended when the block ends."""
+def served(app: FastAPI, *, max_connections: int = 1000, **timeouts_s: float) -> Iterator[str]:
+    """Serve ``app`` and give its base URL; ended when the block ends.
+
+    ``timeouts_s``: those of ``HttpProtocol``, by their names there.
+    """
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app,
+        http=partial(HttpProtocol, max_connections=max_connections, **timeouts_s),  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

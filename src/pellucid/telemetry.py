@@ -110,15 +110,7 @@ class _CategoryFilter(logging.Filter):
         self._categories = frozenset(category.upper() for category in categories)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "uvicorn.error" and _is_offered_upgrade(record.getMessage()):
-            return category_of(record.name) in self._categories
         return record.levelno >= self._level or category_of(record.name) in self._categories
-
-
-def _is_offered_upgrade(message: str) -> bool:
-    """uvicorn warns when a client offers HTTP/2, as Java's does with every request; it goes on in
-    HTTP/1.1, as it should, so there is nothing to warn of."""
-    return message.startswith(("Unsupported upgrade request", "No supported WebSocket library"))
 
 
 def _add_category(

@@ -120,12 +120,3 @@ def test_two_servers_in_one_process_count_apart() -> None:
     first.requests.labels("/health", "GET", "200").inc()
     assert b"/health" in first.exposition()
     assert b"/health" not in second.exposition()
-
-
-def test_an_offer_of_http_2_is_nothing_to_warn_of(capsys: pytest.CaptureFixture[str]) -> None:
-    offers = ("Unsupported upgrade request.", "No supported WebSocket library detected. Please")
-    for categories, shown in (((), ["Invalid HTTP"]), (("SERVER",), [*offers, "Invalid HTTP"])):
-        configure_logs(format="json", categories=categories)
-        for message in (*offers, "Invalid HTTP"):
-            logging.getLogger("uvicorn.error").warning(message)
-        assert [line["event"] for line in _lines(capsys)] == shown

@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, and on loopback the name by which the server is asked."""
+"""Who may ask: bearer tokens, on loopback the name by which the server is asked, and how many."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.api.error_handlers import problem_response, request_id_of
 from pellucid.api.head import CHANGING_GETS
-from pellucid.api.problems import HostNotAllowed
+from pellucid.api.http_protocol import CROWDED
+from pellucid.api.problems import HostNotAllowed, TooManyConnections
 from pellucid.errors import Forbidden, PellucidError, Unauthorized
 from pellucid.services import Services, is_loopback
 
 PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/ready"})
 """Never need a token: whether the server lives, and how to ask it. They hold no user's data."""
+
+_CROWDED_RETRY_S = 5
 
 
 class Gate:
@@ -26,6 +29,7 @@ class Gate:
         self._token = services.auth_token
         self._origins = frozenset(services.settings.cors_origins)
         self._host = services.settings.host.strip("[]").lower()
+        self._max_connections = services.settings.max_connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,10 +40,15 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope["state"]["error_code"] = error.code
-        response = problem_response(error, request_id=request_id_of(scope))
+        headers = {"Connection": "close"} if isinstance(error, TooManyConnections) else None
+        response = problem_response(error, request_id=request_id_of(scope), headers=headers)
         await response(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> PellucidError | None:
+        if scope["state"].get(CROWDED) and scope["path"] not in PUBLIC_PATHS:
+            return TooManyConnections(
+                max_connections=self._max_connections, retry_after_s=_CROWDED_RETRY_S
+            )
         if self._token is not None:
             if scope["path"] in PUBLIC_PATHS:
                 return None

@@ -86,6 +86,7 @@ STATUS_OF: dict[str, int] = {
     "unauthorized": 401,
     "forbidden": 403,
     "overloaded": 429,
+    "too_many_connections": 503,
     "takes_too_long": 413,
     "not_ready": 503,
     "deadline_exceeded": 504,

@@ -73,3 +73,10 @@ class StoreUnavailable(CapabilityMissing):
     title = "Inspections are not kept"
     template = "This server does not keep inspections."
     way_out = "Leave `store` out, or send false."
+
+
+class TooManyConnections(Refused):
+    code = "too_many_connections"
+    title = "Too many connections"
+    template = "The server holds as many connections as it may, {max_connections}."
+    way_out = "Ask again in {retry_after_s} s, with fewer connections at once."

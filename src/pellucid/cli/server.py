@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -9,29 +10,57 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from pellucid.api.app import create_app
+from pellucid.api.http_protocol import HttpProtocol
+from pellucid.api.interruption import InFlight
 from pellucid.cli.announcement import Announcement
+from pellucid.errors import NotReady
+from pellucid.inference.engine import Engine
 from pellucid.progress import ProgressEvent
 from pellucid.services import build_services
 from pellucid.settings import Settings
-from pellucid.telemetry import configure_logs
+from pellucid.telemetry import configure_logs, get_logger
 
-_GRACE_S = 5  # for requests in flight when asked to end
-_LIMIT_S = 10.0  # for everything; a forward pass or a download cannot be interrupted otherwise
+_KEEP_ALIVE_S = 75  # longer than the pools of most clients: whoever closes first loses no request
+_ANSWER_S = 2  # to send the last answers, once all work has ended
+_CLOSE_S = 5.0  # to close everything; a forward pass or a download cannot be interrupted
+_POLL_S = 0.02
+_RETRY_AFTER_S = 5
 _PARENT_POLL_S = 1.0
 
 
-class _Server(uvicorn.Server):
-    """Tells when it accepts connections, and ends in time even if a thread does not."""
+class Server(uvicorn.Server):
+    """Tells when it accepts connections, ends what it has begun, and ends in time."""
 
     def __init__(
-        self, config: uvicorn.Config, *, listener: socket.socket, announcement: Announcement
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        listener: socket.socket,
+        announcement: Announcement,
     ) -> None:
-        super().__init__(config)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                http=partial(HttpProtocol, max_connections=settings.max_connections),  # type: ignore[arg-type]
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_ANSWER_S,
+            )
+        )
+        self._engine: Engine = app.state.services.engine
+        self._in_flight: InFlight = app.state.in_flight
+        self._timeout_s = settings.shutdown_timeout_s
         self._listener = listener
         self._announcement = announcement
 
@@ -41,11 +70,30 @@ class _Server(uvicorn.Server):
         ready = {"host": host, "port": port, "pid": os.getpid()}
         self._announcement(ProgressEvent("server_ready", ready))
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new connections, finish what is at work, answer the rest, close everything."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # idle ones close, the others after their answer
+        await self._finish_work()
+        _leave_within(_ANSWER_S + _CLOSE_S, self._announcement)
+        await super().shutdown(sockets=sockets)
+
+    async def _finish_work(self) -> None:
+        until = time.monotonic() + self._timeout_s
+        draining = asyncio.ensure_future(self._engine.drain(timeout_s=self._timeout_s))
+        while self.server_state.tasks and time.monotonic() < until:
+            await asyncio.sleep(_POLL_S)
+        left = NotReady(phase="shutting down", retry_after_s=_RETRY_AFTER_S)
+        if num_left := self._in_flight.interrupt_all(left):
+            get_logger("SERVER").warning("ended before all was answered", requests=num_left)
+        await asyncio.wait({draining}, timeout=_POLL_S)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            timer = threading.Timer(_LIMIT_S, _leave, args=(self._announcement,))
-            timer.daemon = True
-            timer.start()
+        if self.should_exit:  # told twice
+            os._exit(0)
+        _leave_within(self._timeout_s + _ANSWER_S + _CLOSE_S, self._announcement)
         super().handle_exit(sig, frame)
 
 
@@ -63,16 +111,7 @@ def run_server(
     services = build_services(settings, progress=announcement)
     if services.auth_token_generated and services.auth_token is not None:
         announcement.show_token(services.auth_token)
-    config = uvicorn.Config(
-        create_app(services),
-        lifespan="on",
-        http="h11",  # what is tested, whatever else is installed; Java's client offers an upgrade
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    server = _Server(config, listener=listener, announcement=announcement)
+    server = Server(create_app(services), settings, listener=listener, announcement=announcement)
     if exit_with_parent:
         threading.Thread(target=_follow_parent, name="parent-watch", daemon=True).start()
     for ending in (signal.SIGTERM, signal.SIGINT):
@@ -84,6 +123,13 @@ def run_server(
 
 def _end_quietly(signum: int, frame: FrameType | None) -> None:
     """A process told to end has done what it was told: exit code 0."""
+
+
+def _leave_within(seconds: float, announcement: Announcement) -> None:
+    """Even if a thread does not end."""
+    timer = threading.Timer(seconds, _leave, args=(announcement,))
+    timer.daemon = True
+    timer.start()
 
 
 def _leave(announcement: Announcement) -> None:
