@@ -182,3 +182,87 @@ def test_the_embedding_is_the_pooled_vector_of_an_inspection() -> None:
     pooled = backend.inspect(batch, CaptureSpec(pooled=True)).pooled
     assert pooled is not None
     np.testing.assert_array_equal(run(["hello world"], normalize=False).vectors, pooled)
+
+
+# ----------------------------------------------------------------------- errors of single inputs
+
+
+def test_bad_inputs_are_reported_beside_the_vectors_of_the_others() -> None:
+    long = "one two three four five six seven eight"
+    model = FakeModel(max_embedding_tokens=6)
+    inputs = ["fine", " ", [5, 97], [5, 6], long]
+    found = run(inputs, model, on_error="report", truncate="error")
+    kinds = {index: type(error) for index, error in found.errors.items()}
+    assert kinds == {1: EmptyText, 2: InvalidInputIds, 4: TooManyTokens}
+    assert [error.facts["field"] for error in found.errors.values()] == [
+        f"inputs[{index}]" for index in found.errors
+    ]
+    assert found.vectors.any(axis=1).tolist() == [True, False, False, True, False]
+    assert found.num_tokens == (3, 0, 0, 2, 0)
+    for index in (0, 3):
+        alone = run([inputs[index]], model)
+        np.testing.assert_allclose(found.vectors[index], alone.vectors[0], atol=1e-6)
+
+
+def test_nothing_but_bad_inputs_is_still_an_answer() -> None:
+    found = run([" "], on_error="report")
+    assert (found.vectors.tolist(), set(found.errors)) == ([[0.0] * 12], {0})
+
+
+def test_a_bad_vector_is_the_error_of_its_input() -> None:
+    backend = FakeBackend(FakeModel(vocab_size=10_000), faults=Faults(nan=True))
+    backend.faults.only_with = backend.token_id_of("evil")
+    with pytest.raises(NonFiniteValues, match=r"the embedding of texts\[1\]"):
+        run(["good", "evil"], backend, input_name="texts[{index}]")
+    found = run(["good", "evil"], backend, on_error="report")
+    assert found.errors[1].facts["where"] == "the embedding of inputs[1]"
+    assert found.vectors.any(axis=1).tolist() == [True, False]
+    assert np.isfinite(found.vectors).all()
+
+
+# ---------------------------------------------------------------------------- texts in pieces
+
+
+def test_a_long_text_is_the_mean_of_its_pieces_by_their_tokens() -> None:
+    model = FakeModel(max_embedding_tokens=6)  # four of the text in each piece
+    pieces = ["one two three four", "five six seven eight", "nine"]
+    found = run(["short", " ".join(pieces)], model, truncate="chunk", normalize=False)
+    of_pieces = run(pieces, model, normalize=False).vectors
+    expected = (4 * of_pieces[0] + 4 * of_pieces[1] + of_pieces[2]) / 9
+    np.testing.assert_allclose(found.vectors[1], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        found.vectors[0], run(["short"], normalize=False).vectors[0], atol=1e-6
+    )
+    assert (found.num_chunks, found.num_tokens) == ((1, 3), (3, 6 + 6 + 3))
+    assert found.truncated == (False, False)
+    unit = run([" ".join(pieces)], model, truncate="chunk").vectors
+    np.testing.assert_allclose(unit, normalized(expected[None]), atol=1e-6)
+
+
+def test_every_piece_has_the_prompt_which_weighs_nothing() -> None:
+    model = FakeModel(max_embedding_tokens=8, prompts={"query": "ask: "})
+    found = run(["one two three four five six"], model, truncate="chunk", input_type="query")
+    assert found.num_chunks == (2,)
+    pieces = run(
+        ["one two three four", "five six"], model, input_type="query", normalize=False
+    ).vectors
+    expected = normalized(((4 * pieces[0] + 2 * pieces[1]) / 6)[None])
+    np.testing.assert_allclose(found.vectors, expected, atol=1e-6)
+
+
+def test_ids_are_read_in_pieces_too() -> None:
+    model = FakeModel(max_embedding_tokens=4)
+    found = run([[5, 6, 7, 8, 9, 10]], model, truncate="chunk", normalize=False)
+    pieces = run([[5, 6, 7, 8], [9, 10]], model, normalize=False).vectors
+    np.testing.assert_allclose(found.vectors[0], (4 * pieces[0] + 2 * pieces[1]) / 6, atol=1e-6)
+    assert (found.num_chunks, found.num_tokens, found.truncated) == ((2,), (6,), (False,))
+
+
+def test_a_bad_piece_is_the_error_of_its_text() -> None:
+    backend = FakeBackend(
+        FakeModel(vocab_size=10_000, max_embedding_tokens=4), faults=Faults(nan=True)
+    )
+    backend.faults.only_with = backend.token_id_of("evil")
+    found = run(["a b c d e", "f g h evil"], backend, truncate="chunk", on_error="report")
+    assert set(found.errors) == {1}
+    assert found.vectors.any(axis=1).tolist() == [True, False]
