@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import plain_settings
 from embedding_runs import embed
@@ -51,16 +49,6 @@ def test_vectors_are_the_backends_in_the_order_sent() -> None:
         alone = backend.encode(Batch.of([backend.tokenize(text)]))[0]
         np.testing.assert_allclose(vector, alone, atol=1e-6)
     assert found.num_tokens == (3, 8, 4, 5, 6)
-
-
-@given(
-    st.permutations(range(len(TEXTS))),
-    st.integers(1, 40),
-)
-def test_batch_composition_does_not_change_vectors(order: list[int], budget: int) -> None:
-    reference = run(TEXTS).vectors
-    found = run([TEXTS[index] for index in order], settings={"max_batch_tokens": budget})
-    np.testing.assert_allclose(found.vectors, reference[order], atol=1e-6)
 
 
 def test_the_budget_decides_the_batches() -> None:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from conftest import plain_settings
 from fake_pool import FakeLocator
 from pellucid.errors import (
     DeadlineExceeded,
+    EmptyText,
     Forbidden,
     InternalError,
     ModelInUse,
@@ -27,13 +29,18 @@ from pellucid.errors import (
     Overloaded,
     TextTooLarge,
     TooManyInputs,
+    WorkerReplaced,
 )
+from pellucid.inference import local_engine
 from pellucid.inference.engine import EmbeddingQuery, InspectionQuery
 from pellucid.inference.local_engine import LocalEngine
+from pellucid.inference.memory_gate import MemoryGate
+from pellucid.inference.watchdog import Watchdog
 from pellucid.models.backend import ModelRef, Runtime
 from pellucid.models.fake.backend import FakeBackend, FakeModel, Faults
 from pellucid.models.pool import ModelPool, PoolLimits
 from pellucid.models.sources.source import ModelSource
+from recorded_events import RecordedEvents
 
 T = TypeVar("T")
 
@@ -55,7 +62,8 @@ class Bench:
         limits = PoolLimits(memory_budget=lambda: budget, room_timeout_s=0.05)
         self.locator = FakeLocator()
         self.pool = ModelPool(self.locator, self.load, limits=limits)
-        self.engine = LocalEngine(self.pool, self.settings)
+        self.events = RecordedEvents()
+        self.engine = LocalEngine(self.pool, self.settings, events=self.events)
 
     def load(self, source: ModelSource, runtime: Runtime = "torch") -> FakeBackend:
         if self.gate is not None:
@@ -75,6 +83,20 @@ class Bench:
                 return
             await asyncio.sleep(0.01)
         pytest.fail("a lease was never given back")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_watched_after_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    dogs: list[Watchdog] = []
+
+    def watch(*args: Any, **options: Any) -> Watchdog:
+        dogs.append(Watchdog(*args, **options))
+        return dogs[-1]
+
+    monkeypatch.setattr(local_engine, "Watchdog", watch)
+    yield
+    for dog in dogs:
+        dog.stop()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -276,6 +298,257 @@ def test_limits_are_checked_before_a_model_is_loaded() -> None:
     with pytest.raises(TextTooLarge):
         run(bench.engine.inspect(InspectionQuery(text="x" * 11)))
     assert bench.made == []
+
+
+# ---------------------------------------------------------------------------------- survival
+
+
+def test_a_model_that_hangs_is_replaced_and_the_next_request_succeeds() -> None:
+    hang = threading.Event()
+    bench = Bench(faults=Faults(hang=hang), stall_timeout_s=0.05, canary_interval_s=60.0)
+
+    async def main() -> None:
+        await bench.engine.load()
+        held = [asyncio.create_task(bench.engine.embed(ONE)) for _ in range(3)]
+        held.append(asyncio.create_task(bench.engine.inspect(InspectionQuery(text="hello"))))
+        for answer in await asyncio.gather(*held, return_exceptions=True):
+            assert isinstance(answer, WorkerReplaced)
+            assert "did not come back within 0.05 s" in answer.detail
+        bench.faults = Faults()
+        # The one that came of itself may hang as well: it was loaded before the fault was mended.
+        for _ in range(100):
+            try:
+                answer = await bench.engine.embed(ONE)
+                break
+            except WorkerReplaced:
+                await asyncio.sleep(0.01)
+        assert answer.vectors.shape == (1, 12)
+        assert bench.engine.default_status().healthy
+        await bench.until_idle()
+        assert not bench.made[0].closed  # something still runs in it
+        hang.set()
+        while not bench.made[0].closed:
+            await asyncio.sleep(0.001)
+        await bench.engine.close()
+
+    run(main())
+    assert len(bench.made) >= 2
+
+
+def test_the_default_model_comes_back_without_being_asked_for() -> None:
+    bench = Bench(canary_interval_s=0.02)
+
+    async def main() -> None:
+        await bench.engine.embed(ONE)
+        bench.faults.nan, bench.faults = True, Faults()
+        while len(bench.made) < 2 or bench.engine.default_status().state != "loaded":
+            await asyncio.sleep(0.001)
+        assert bench.made[0].closed
+        assert (await bench.engine.embed(ONE)).vectors.shape == (1, 12)
+        await bench.engine.close()
+
+    run(main())
+
+
+def test_status_tells_the_truth_about_a_model_that_is_stuck() -> None:
+    hang = threading.Event()
+    bench = Bench(faults=Faults(hang=hang), stall_timeout_s=0.05, canary_interval_s=60.0)
+
+    async def main() -> None:
+        await bench.engine.load()
+        assert bench.engine.default_status().healthy
+        bench.gate = threading.Event()  # the fresh one takes its time
+        task = asyncio.create_task(bench.engine.embed(ONE))
+        seen = set()
+        while not task.done():
+            status = bench.engine.default_status()
+            seen.add((status.state, status.healthy))
+            await asyncio.sleep(0.001)
+        with pytest.raises(WorkerReplaced):
+            await task
+        assert bench.engine.default_status().state == "loading"
+        assert ("loaded", True) in seen
+        hang.set()
+        bench.gate.set()
+        await bench.engine.load()
+        await bench.engine.close()
+
+    run(main())
+
+
+def test_draining_lets_requests_end_and_answers_the_rest() -> None:
+    hang = threading.Event()
+    bench = Bench(faults=Faults(hang=hang), request_timeout_s=60.0)
+
+    async def main() -> None:
+        await bench.engine.load()
+        tasks = [asyncio.create_task(bench.engine.embed(ONE)) for _ in range(3)]
+        tasks.append(asyncio.create_task(bench.engine.inspect(InspectionQuery(text="hello"))))
+        while bench.in_use() < 4:
+            await asyncio.sleep(0.001)
+        started = time.monotonic()
+        await bench.engine.drain(timeout_s=0.05)
+        assert 0.05 <= time.monotonic() - started < 2
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(answer, NotReady)
+        with pytest.raises(NotReady):
+            await bench.engine.embed(ONE)
+        started = time.monotonic()
+        await bench.engine.close()
+        assert time.monotonic() - started < 2
+        hang.set()
+
+    run(main())
+
+
+def test_draining_answers_those_who_wait_for_a_model() -> None:
+    bench = Bench()
+    bench.gate = threading.Event()
+
+    async def main() -> None:
+        loading = asyncio.create_task(bench.engine.load())
+        waiting = asyncio.create_task(bench.engine.embed(ONE))
+        await asyncio.sleep(0.01)
+        await bench.engine.drain(timeout_s=0.0)
+        answers = await asyncio.gather(loading, waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [NotReady, NotReady]
+        assert bench.gate is not None
+        bench.gate.set()
+        await bench.engine.close()
+
+    run(main())
+
+
+# ------------------------------------------------------------------------------------ embeddings
+
+
+def test_few_inputs_are_interactive_unless_the_request_says_otherwise() -> None:
+    bench = Bench(interactive_inputs=2)
+
+    async def lane(count: int, **query: Any) -> str:
+        answer = await bench.engine.embed(EmbeddingQuery(inputs=["a"] * count, **query))
+        return answer.lane
+
+    async def main() -> None:
+        assert [await lane(count) for count in (1, 2, 3)] == ["interactive", "interactive", "bulk"]
+        assert await lane(1, priority="bulk") == "bulk"
+        assert await lane(3, priority="interactive") == "interactive"
+
+    run(main())
+    assert Counter(lane for lane, _ in bench.events.waits) == Counter(interactive=3, bulk=2)
+
+
+def test_what_is_refused_before_tokenising_is_reported_too() -> None:
+    bench = Bench(max_text_characters=10)
+    inputs = ["fine", "", "x" * 11]
+
+    async def main() -> None:
+        answer = await bench.engine.embed(EmbeddingQuery(inputs=inputs, on_error="report"))
+        kinds = {index: type(error) for index, error in answer.errors.items()}
+        assert kinds == {1: EmptyText, 2: TextTooLarge}
+        assert answer.vectors.any(axis=1).tolist() == [True, False, False]
+
+    run(main())
+
+
+def test_long_requests_are_tokenised_beside_the_loop_and_answered_alike() -> None:
+    bench = Bench()
+    texts = [f"{number} " + "word " * 100 for number in range(40)]
+
+    async def main() -> None:
+        together = await bench.engine.embed(EmbeddingQuery(inputs=texts))
+        alone = await bench.engine.embed(EmbeddingQuery(inputs=[texts[7]]))
+        np.testing.assert_allclose(together.vectors[7], alone.vectors[0], atol=1e-6)
+        assert all(together.truncated)
+
+    run(main())
+    assert bench.events.counts == Counter(truncated=41)
+
+
+def test_a_client_that_leaves_is_counted() -> None:
+    bench = Bench(faults=Faults(delay_s=0.02))
+
+    async def main() -> None:
+        await bench.engine.load()
+        task = asyncio.create_task(bench.engine.embed(ONE))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bench.until_idle()
+
+    run(main())
+    assert bench.events.counts == Counter(dropped=1)
+
+
+# ---------------------------------------------------------------------------------- inspections
+
+
+def test_inspections_of_several_models_share_the_memory() -> None:
+    bench = Bench(faults=Faults(delay_s=0.02))
+
+    async def most_at_once(limit: int) -> int:
+        bench.engine._inspection_memory = MemoryGate(limit)
+        models = [ModelRef(model_id=f"fake/{number}") for number in range(3)]
+        for model in models:
+            await bench.engine.load(model)
+        tasks = [
+            asyncio.create_task(bench.engine.inspect(InspectionQuery(text="hello", model=model)))
+            for model in models
+        ]
+        most = 0
+        while not all(task.done() for task in tasks):
+            most = max(most, sum(backend._busy.locked() for backend in bench.made))
+            await asyncio.sleep(0.001)
+        assert all(task.result().tokens for task in tasks)
+        await bench.until_idle()
+        assert bench.engine._inspection_memory.held_bytes == 0
+        return most
+
+    async def main() -> None:
+        assert await most_at_once(1) == 1
+        assert await most_at_once(1_000_000_000) > 1
+        await bench.engine.close()
+
+    run(main())
+
+
+def test_the_deadline_comes_while_waiting_for_memory_too() -> None:
+    bench = Bench(request_timeout_s=0.1)
+
+    async def main() -> None:
+        await bench.engine.load()
+        holder = bench.engine._inspection_memory.reservation()
+        assert holder.try_take(bench.settings.max_inspection_bytes)
+        with pytest.raises(DeadlineExceeded):
+            await bench.engine.inspect(InspectionQuery(text="hello"))
+        await bench.until_idle()
+        holder.release()
+        assert bench.engine._inspection_memory.held_bytes == 0
+        assert (await bench.engine.inspect(InspectionQuery(text="hello"))).tokens
+
+    run(main())
+
+
+def test_leaving_at_any_moment_leaves_no_memory_taken() -> None:
+    bench = Bench()
+
+    async def main() -> None:
+        await bench.engine.load()
+        gate = bench.engine._inspection_memory
+        for number in range(40):
+            holder = gate.reservation()
+            assert holder.try_take(bench.settings.max_inspection_bytes)
+            query = InspectionQuery(text="hello")
+            task = asyncio.create_task(bench.engine.inspect(query))
+            await asyncio.sleep(0.0003 * (number % 10))
+            holder.release()
+            await asyncio.sleep(0.0003 * (number % 7))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await bench.until_idle()
+        assert (gate.held_bytes, gate.waiting) == (0, 0)
+
+    run(main())
 
 
 # ------------------------------------------------------------------------------------- models

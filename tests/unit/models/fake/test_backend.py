@@ -192,3 +192,72 @@ def test_two_threads_at_once_are_noticed() -> None:
             backend.close()
         hang.set()
         assert running.result(5).shape == (1, 12)
+
+
+def test_faults_may_strike_one_word_only() -> None:
+    backend = FakeBackend(FakeModel(vocab_size=10_000))
+    batch = Batch.of(backend.tokenize_for_embedding(["good", "evil"]))
+    backend.faults.only_with = backend.token_id_of("evil")
+    backend.faults.nan = True
+    assert np.isnan(backend.encode(batch)).all(axis=1).tolist() == [False, True]
+    assert np.isnan(backend.encode(batch, exact=True)).any()
+    backend.faults.exact_heals = True
+    assert not np.isnan(backend.encode(batch, exact=True)).any()
+    backend.faults.error = RuntimeError("broken")
+    with pytest.raises(RuntimeError, match="broken"):
+        backend.encode(batch)
+    assert backend.encode(Batch.of(backend.tokenize_for_embedding(["good"]))).shape == (1, 12)
+
+
+def test_memory_runs_out_above_a_number_of_tokens() -> None:
+    backend = FakeBackend(faults=Faults(max_tokens=6))
+    inputs = backend.tokenize_for_embedding(["one", "two", "three"])
+    assert backend.encode(Batch.of(inputs[:2])).shape == (2, 12)
+    with pytest.raises(MemoryError, match="9 tokens"):
+        backend.encode(Batch.of(inputs))
+    assert list(backend.batches) == [(2, 3)]
+
+
+def test_faults_come_as_json_too() -> None:
+    backend = FakeBackend()
+    batch = Batch.of([backend.tokenize("hi")])
+    backend.faults.change('{"error": "boom", "delay_s": 0.0, "nan": true}')
+    with pytest.raises(RuntimeError, match="boom"):
+        backend.encode(batch)
+    backend.faults.change('{"error": null}')
+    assert np.isnan(backend.encode(batch)).all()
+    with pytest.raises(ValueError, match="no such fault: errro"):
+        backend.faults.change('{"errro": "boom"}')
+    backend.faults.change('{"hang": true, "nan": false}')
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(backend.encode, batch)
+        while backend.num_forwards < 2:
+            pass
+        assert not running.done()
+        backend.faults.change('{"hang": false}')
+        assert not np.isnan(running.result(5)).any()
+
+
+def test_texts_are_cut_into_pieces_with_nothing_left_out() -> None:
+    backend = FakeBackend(FakeModel(max_embedding_tokens=6))
+    text = "one two three four five six seven eight nine"
+    ((first, second, third),) = backend.chunk_for_embedding([text])
+    whole = backend.tokenize(text).input_ids
+    pieces = [piece.input_ids[1:-1] for piece in (first, second, third)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole[1:-1])
+    assert [piece.num_added_tokens for piece in (first, second, third)] == [2, 2, 2]
+
+
+def test_tokenising_for_embeddings_may_run_beside_a_forward_pass() -> None:
+    hang = threading.Event()
+    backend = FakeBackend(faults=Faults(hang=hang))
+    batch = Batch.of([backend.tokenize("hi")])
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(backend.encode, batch)
+        while not backend.num_forwards:
+            pass
+        assert backend.tokenize_for_embedding(["hi"])[0].input_ids.size == 3
+        assert backend.ids_for_embedding([5, 6]).input_ids.tolist() == [5, 6]
+        assert len(backend.chunk_for_embedding(["hi"])) == 1
+        hang.set()
+        running.result(5)
