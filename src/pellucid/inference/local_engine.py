@@ -226,7 +226,10 @@ class LocalEngine:
             except GraphUnavailable as error:
                 if self._settings.embedding_runtime == "openvino":
                     raise
-                logger.warning("%s", error.detail)
+                logger.warning(
+                    "PyTorch embeds %s, not OpenVINO: %s",
+                    *(error.facts["model_id"], error.facts["reason"]),
+                )
                 self._graphless[self._permitted(ref)] = error
                 if len(self._graphless) > _MAX_REMEMBERED:
                     self._graphless.popitem(last=False)

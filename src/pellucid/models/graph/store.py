@@ -158,12 +158,12 @@ def verify(folder: Path, key: GraphKey) -> None:
     """Whether every file is as it was written, for this key. Raises EntryBroken."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, sealed_for = manifest["files"], manifest["key"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files, sealed_for = manifest["files"].items(), manifest["key"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryBroken(f"its manifest cannot be read ({error})") from error
     if sealed_for != json.loads(json.dumps(asdict(key))):
         raise EntryBroken("it was made for another model or other versions")
-    for name, expected in files.items():
+    for name, expected in files:
         try:
             found = _fingerprint(folder / name)
         except OSError as error:
