@@ -59,6 +59,7 @@ class StubEngine:
     nan: bool = False
     tensors: Mapping[str, Tensor] | None = None
     info: ModelInfo = STUB_INFO
+    answer: Mapping[str, Any] = field(default_factory=dict)  # of embed, instead of the usual
     seen: list[Any] = field(default_factory=list)
     cancelled: int = 0
     closed: bool = False
@@ -70,13 +71,14 @@ class StubEngine:
         vectors = np.random.default_rng(0).normal(size=(len(query.inputs), 8)).astype(np.float32)
         if self.nan:
             vectors[0, 0] = np.nan
-        return Embeddings(
+        usual = Embeddings(
             vectors=vectors,
             truncated=(False,) * len(query.inputs),
             num_tokens=(3,) * len(query.inputs),
             model=self.info,
             timing={"queue_ms": 1.0, "forward_ms": 2.0, "total_ms": 3.0},
         )
+        return replace(usual, **self.answer)
 
     async def inspect(self, query: InspectionQuery) -> Inspection:
         await self._work(query)

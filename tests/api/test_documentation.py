@@ -21,7 +21,12 @@ from pellucid.errors import PellucidError
 from stub_engine import StubEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = {"application/vnd.safetensors", "application/openmetrics-text", "text/html"}
+BINARY = {
+    "application/vnd.safetensors",
+    "application/octet-stream",
+    "application/openmetrics-text",
+    "text/html",
+}
 
 
 class _Page(HTMLParser):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from starlette.testclient import TestClient
 
+from pellucid.errors import EmptyText
 from pellucid.inference.engine import EmbeddingQuery
 from pellucid.models.backend import ModelRef
 from stub_engine import StubEngine
@@ -62,6 +65,7 @@ def test_every_option_reaches_the_engine(client: TestClient, engine: StubEngine)
         "truncate": "start",
         "priority": "bulk",
         "normalize": False,
+        "on_error": "report",
     }
     assert client.post("/v1/embeddings", json=request).status_code == 200
     assert _query(engine) == EmbeddingQuery(
@@ -73,6 +77,7 @@ def test_every_option_reaches_the_engine(client: TestClient, engine: StubEngine)
         truncate="start",
         priority="bulk",
         normalize=False,
+        on_error="report",
         input_name="input",
     )
 
@@ -90,4 +95,85 @@ def test_vectors_that_are_not_numbers_are_never_sent(
 def test_the_stages_are_in_the_headers(client: TestClient) -> None:
     response = client.post("/v1/embeddings", json={"input": "a"})
     timing = response.headers["server-timing"]
-    assert timing.startswith("queue;dur=1.0, forward;dur=2.0, total;dur=")
+    assert timing.startswith('queue;dur=1.0, forward;dur=2.0, lane;desc="interactive", total;dur=')
+
+
+def test_the_lane_is_left_to_the_engine_unless_it_is_named(
+    client: TestClient, engine: StubEngine
+) -> None:
+    client.post("/v1/embeddings", json={"input": "a"})
+    assert _query(engine).priority is None
+    client.post("/embed", json={"texts": ["a"]})
+    assert _query(engine).priority is None
+
+
+def test_pieces_and_cuts_are_told_per_input(client: TestClient, engine: StubEngine) -> None:
+    engine.answer = {"num_chunks": (1, 3), "truncated": (True, False), "lane": "bulk"}
+    response = client.post("/v1/embeddings", json={"input": ["a", "b"], "truncate": "chunk"})
+    assert _query(engine).truncate == "chunk"
+    assert [(item["truncated"], item["chunks"]) for item in response.json()["data"]] == [
+        (True, 1),
+        (False, 3),
+    ]
+    assert 'lane;desc="bulk"' in response.headers["server-timing"]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_an_input_that_failed_is_null_and_reported(
+    client: TestClient, engine: StubEngine, encoding: str
+) -> None:
+    engine.answer = {"errors": {1: EmptyText(field="input[1]")}}
+    request = {"input": ["a", " ", "c"], "on_error": "report", "encoding_format": encoding}
+    body = client.post("/v1/embeddings", json=request).json()
+    assert [item["embedding"] is None for item in body["data"]] == [False, True, False]
+    assert body["errors"] == [
+        {"index": 1, "code": "empty_text", "message": EmptyText(field="input[1]").detail}
+    ]
+
+
+def test_errors_stand_in_the_answer_only_where_they_are_asked_for(client: TestClient) -> None:
+    assert "errors" not in client.post("/v1/embeddings", json={"input": "a"}).json()
+    reported = client.post("/v1/embeddings", json={"input": "a", "on_error": "report"}).json()
+    assert reported["errors"] == []
+
+
+def test_vectors_as_bare_bytes(client: TestClient) -> None:
+    request = {"input": ["a", "b", "c"]}
+    expected = client.post("/v1/embeddings", json=request).json()
+    accept = {"Accept": "application/octet-stream"}
+    response = client.post("/v1/embeddings", json=request, headers=accept)
+    assert response.headers["content-type"] == "application/octet-stream"
+    rows, columns = (int(size) for size in response.headers["embedding-shape"].split(","))
+    vectors = np.frombuffer(response.content, dtype="<f4").reshape(rows, columns)
+    for vector, item in zip(vectors, expected["data"], strict=True):
+        assert np.array_equal(vector, np.array(item["embedding"], dtype=np.float32))
+
+
+def test_vectors_as_a_safetensors_file(client: TestClient, engine: StubEngine) -> None:
+    engine.answer = {"errors": {0: EmptyText(field="input[0]")}}
+    request = {"input": ["a", "b"], "on_error": "report"}
+    expected = client.post("/v1/embeddings", json=request).json()
+    accept = {"Accept": "application/vnd.safetensors"}
+    response = client.post("/v1/embeddings", json=request, headers=accept)
+    vectors = safetensors.numpy.load(response.content)["embeddings"]
+    assert np.array_equal(vectors[1], np.array(expected["data"][1]["embedding"], dtype="f4"))
+    length = int.from_bytes(response.content[:8], "little")
+    header = json.loads(response.content[8 : 8 + length])
+    answer = json.loads(header["__metadata__"]["answer"])
+    assert answer["usage"] == expected["usage"]
+    assert answer["errors"] == expected["errors"]
+    assert (answer["truncated"], answer["chunks"]) == ([False, False], [1, 1])
+
+
+def test_bare_bytes_cannot_report_errors(client: TestClient, engine: StubEngine) -> None:
+    request = {"input": "a", "on_error": "report"}
+    accept = {"Accept": "application/octet-stream"}
+    response = client.post("/v1/embeddings", json=request, headers=accept)
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert not engine.seen[1:]  # the first is the load at start
+
+
+def test_a_form_that_nobody_offers_is_refused(client: TestClient) -> None:
+    accept = {"Accept": "text/html"}
+    response = client.post("/v1/embeddings", json={"input": "a"}, headers=accept)
+    assert (response.status_code, response.json()["code"]) == (406, "not_acceptable")

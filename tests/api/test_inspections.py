@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load
 from starlette.testclient import TestClient
 
-from pellucid.api.tensors import json_pieces, preferred_format, safetensors_pieces
+from pellucid.api.tensors import json_pieces, preferred_type, safetensors_pieces
 from pellucid.inference.engine import InspectionQuery, ProjectionQuery, Tensor
 from pellucid.models.backend import Knockout, ModelRef
 from stub_engine import StubEngine
@@ -173,7 +173,7 @@ def test_values_that_are_not_numbers_are_never_sent(
     ],
 )
 def test_the_form_that_accept_prefers(accept: str | None, expected: str) -> None:
-    assert preferred_format(accept) == expected
+    assert preferred_type(accept) == expected
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/*", "application/json;q=0", "nonsense"])

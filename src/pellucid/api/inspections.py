@@ -15,7 +15,7 @@ from pellucid.api.tensors import (
     JSON_TYPE,
     SAFETENSORS_TYPE,
     json_response,
-    preferred_format,
+    preferred_type,
     require_finite,
     safetensors_response,
 )
@@ -223,7 +223,7 @@ async def create_inspection(
     With `Accept: application/vnd.safetensors` the tensors come as such a file, and everything else
     as JSON text in its `__metadata__`, under `inspection`.
     """
-    chosen = preferred_format(accept)
+    chosen = preferred_type(accept)
     inspection = await services.engine.inspect(
         request.query(answer_format="json" if chosen == JSON_TYPE else "safetensors")
     )
@@ -235,7 +235,9 @@ async def create_inspection(
     headers = {"Server-Timing": server_timing(inspection.timing), "Vary": "Accept"}
     if chosen == JSON_TYPE:
         return json_response(fields, arrays, headers=headers)
-    return safetensors_response(inspection.tensors, metadata=fields, headers=headers)
+    return safetensors_response(
+        inspection.tensors, metadata={"inspection": fields}, headers=headers
+    )
 
 
 def inspection_fields(inspection: Inspection, *, dtype: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, Final, Literal
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -16,9 +16,10 @@ from pellucid.api.problems import NotAcceptable
 from pellucid.errors import NonFiniteValues
 from pellucid.inference.engine import Tensor
 
-ArrayFormat = Literal["application/json", "application/vnd.safetensors"]
 JSON_TYPE: Final = "application/json"
 SAFETENSORS_TYPE: Final = "application/vnd.safetensors"
+BYTES_TYPE: Final = "application/octet-stream"
+ARRAY_TYPES: Final = (JSON_TYPE, SAFETENSORS_TYPE)
 
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -30,15 +31,18 @@ _WHOLE_VALUES = 1 << 16  # smaller answers are one message with a Content-Length
 Nested = NDArray[Any] | list[Any]
 
 
-def preferred_format(accept: str | None) -> ArrayFormat:
-    """The form that ``Accept`` likes best; JSON when it does not care. Raises NotAcceptable."""
+def preferred_type(accept: str | None, *, offered: Sequence[str] = ARRAY_TYPES) -> str:
+    """The offered type that ``Accept`` likes best; the first when it does not care.
+
+    Raises NotAcceptable.
+    """
     if not accept or not accept.strip():
-        return JSON_TYPE
-    weights = {kind: _weight(accept, kind) for kind in (JSON_TYPE, SAFETENSORS_TYPE)}
-    best = max(weights, key=lambda kind: weights[kind])  # the first of equals: JSON
+        return offered[0]
+    weights = {kind: _weight(accept, kind) for kind in offered}
+    best = max(weights, key=lambda kind: weights[kind])  # the first of equals
     if weights[best] <= 0:
-        raise NotAcceptable(accept=accept, available=f"{JSON_TYPE}, {SAFETENSORS_TYPE}")
-    return JSON_TYPE if best == JSON_TYPE else SAFETENSORS_TYPE
+        raise NotAcceptable(accept=accept, available=", ".join(offered))
+    return best
 
 
 def _weight(accept: str, kind: str) -> float:
@@ -110,7 +114,10 @@ def _array_pieces(array: Nested) -> Iterator[bytes]:
 
 
 def safetensors_response(
-    tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Any], headers: Mapping[str, str]
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, Mapping[str, Any]],
+    headers: Mapping[str, str],
 ) -> Response:
     """A safetensors file; the values go from the arrays to the socket without a copy of ours."""
     pieces, size = safetensors_pieces(tensors, metadata=metadata)
@@ -122,18 +129,22 @@ def safetensors_response(
 
 
 def safetensors_pieces(
-    tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Iterator[bytes | memoryview], int]:
     """The file piece by piece, and its size in bytes.
 
     Layout (safetensors README, "Format"): u64 little-endian length of the header, the header as
-    JSON padded with spaces, then the values, little-endian and row-major, without holes.
+    JSON padded with spaces, then the values, little-endian and row-major, without holes. Each
+    entry of ``metadata`` is JSON in a string, as the format allows only strings there.
     """
     # Wide types first, so that every tensor starts aligned to its item size.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].values.dtype.itemsize)
     arrays = [_little_endian(tensor.values) for _, tensor in ordered]
     header: dict[str, Any] = {
-        "__metadata__": {"inspection": orjson.dumps(metadata, option=JSON_OPTIONS).decode()}
+        "__metadata__": {
+            name: orjson.dumps(fields, option=JSON_OPTIONS).decode()
+            for name, fields in metadata.items()
+        }
     }
     offset = 0
     for (name, _), array in zip(ordered, arrays, strict=True):

@@ -143,7 +143,7 @@ def _save(inspection: Inspection, path: Path, *, dtype: str) -> None:
     from pellucid.api.tensors import safetensors_pieces
 
     fields = inspection_fields(inspection, dtype=dtype)
-    pieces, _ = safetensors_pieces(inspection.tensors, metadata=fields)
+    pieces, _ = safetensors_pieces(inspection.tensors, metadata={"inspection": fields})
     aside = path.with_name(path.name + ".new")
     try:
         with aside.open("wb") as content:

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from pellucid.api.dependencies import LenientModel, ServicesDep, server_timing
+from pellucid.api.dependencies import LenientModel, ServicesDep
+from pellucid.api.embeddings import account_for
 from pellucid.api.error_handlers import ANY_PROBLEM
 from pellucid.api.models import UnloadAnswer
 from pellucid.api.route import WorkRoute
-from pellucid.api.tensors import json_response, require_finite
+from pellucid.api.tensors import json_response
 from pellucid.inference.engine import EmbeddingQuery
 from pellucid.telemetry import SIDECAR_LOG, get_logger, is_debugged
 
@@ -54,10 +55,7 @@ async def embed(request: EmbedRequest, services: ServicesDep) -> Response:
         inputs=request.texts, normalize=request.normalize, input_name="texts[{index}]"
     )
     embeddings = await services.engine.embed(query)
-    services.metrics.tokens.labels("embedding").inc(sum(embeddings.num_tokens))
-    services.metrics.observe_stages("embedding", embeddings.timing)
-    arrays: dict[str, Any] = {"vectors": embeddings.vectors}
-    require_finite(arrays, model_id=embeddings.model.model_id)
+    headers = account_for(embeddings, services)
     count, dim = embeddings.vectors.shape
     if is_debugged(SIDECAR_LOG):
         get_logger(SIDECAR_LOG).debug(
@@ -71,8 +69,8 @@ async def embed(request: EmbedRequest, services: ServicesDep) -> Response:
             "dim": dim,
             "truncated": embeddings.truncated,
         },
-        arrays,
-        headers={"Server-Timing": server_timing(embeddings.timing)},
+        {"vectors": embeddings.vectors},
+        headers=headers,
     )
 
 
