@@ -97,7 +97,7 @@ class OpenVinoBackend:
                 precision=fastest_precision() if precision == "auto" else precision,
                 threshold=MIN_PARITY[quantization] if min_parity is None else min_parity,
             )
-        except RuntimeError as error:  # OpenVINO's only kind
+        except (OSError, RuntimeError) as error:  # the latter for all that OpenVINO has to say
             reason = f"OpenVINO cannot run its graph ({str(error).strip().splitlines()[-1]})"
             raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
         return backend
@@ -128,7 +128,7 @@ class OpenVinoBackend:
         if graph is None:
             raise ModelNotLoaded(model_id=self._info.model_id)
         try:
-            return (self._exact_graph() if exact else graph).encode(batch)
+            return self._encode_exactly(batch) if exact else graph.encode(batch)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 inputs, tokens = batch.input_ids.shape
@@ -195,6 +195,7 @@ class OpenVinoBackend:
         warmed, of_all = self._graph.warm_up(
             max_tokens=self._tokenizer.max_tokens, budget_s=_WARM_UP_S
         )
+        self._graph.forget_pages()
         _logger.debug(
             "%s: %d of %d shapes warmed in %.1f s.",
             *(self._info.model_id, warmed, of_all, time.perf_counter() - started),
@@ -232,14 +233,15 @@ class OpenVinoBackend:
         alone = [graph.encode(Batch.of([item], pad_id=self.pad_id)) for item in inputs]
         return parity(expected, together, np.concatenate(alone), threshold=threshold)
 
-    def _exact_graph(self) -> CompiledGraph:
+    def _encode_exactly(self, batch: Batch) -> Float32:
         if self._exact is None:
             self._exact = self._compiled("none", "float32")
-        return self._exact
+        embeddings = self._exact.encode(batch)
+        self._exact.forget_pages()  # it is rarely asked for
+        return embeddings
 
     def _memory_bytes(self, quantization: Quantization, precision: Precision) -> int:
-        """The weights as stored, mapped from disk, and those that the products are computed
-        with."""
+        """The weights as stored, mapped from disk, and as the products are computed with."""
         name = entry_files.INT8 if quantization == "int8" else entry_files.FLOAT32
         stored = (self.folder / name).with_suffix(".bin").stat().st_size
         halved = quantization == "none" and precision == "bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pellucid.models import machine
 from pellucid.models.backend import Batch, Float32, Int64
 from pellucid.models.graph.buckets import Buckets
 from pellucid.models.graph.feed import Feeder, Int32
@@ -37,14 +39,18 @@ class CompiledGraph:
         pad_id: int,
         buckets: Buckets,
     ) -> None:
-        """Raises RuntimeError, as OpenVINO does for everything."""
+        """Raises OSError, and RuntimeError as OpenVINO does for everything."""
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _OPENVINO_NAME[precision],
             "NUM_STREAMS": 1,  # one batch at a time, all threads on it
         }
         if num_threads is not None:
             options["INFERENCE_NUM_THREADS"] = num_threads
-        self._request = ov.Core().compile_model(path, "CPU", options).create_infer_request()
+        self._weights = _mapped(path.with_suffix(".bin"))
+        weights = ov.Tensor(np.frombuffer(self._weights, dtype=np.uint8), shared_memory=True)
+        core = ov.Core()
+        graph = core.read_model(path.read_bytes(), weights)
+        self._request = core.compile_model(graph, "CPU", options).create_infer_request()
         self._input_names = tuple(input_names)
         self._pad_id = pad_id
         self._buckets = buckets
@@ -73,12 +79,25 @@ class CompiledGraph:
             self._infer(feeder.feed(_all_rows(ids), num_rows=num_rows, seq_len=seq_len))
         return len(shapes), len(shapes)
 
+    def forget_pages(self) -> None:
+        """Give the memory of the weights as stored back: most were read once, to be packed for the
+        products, and what is needed again (rows of the embedding table) is read again."""
+        if hasattr(self._weights, "madvise"):
+            self._weights.madvise(mmap.MADV_DONTNEED)
+        machine.trim_heap()
+
     def _infer(self, feed: Mapping[str, Int32]) -> Float32:
         """The output itself, good until the next call."""
         # the graph reads the arrays where they are; the GIL is released meanwhile
         self._request.infer(feed, share_inputs=True, share_outputs=True)
         output: Float32 = self._request.output_tensors[0].data
         return output
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file as memory. Private, as OpenVINO takes writable memory only; it never writes."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _all_rows(ids: Int64) -> Int64:
