@@ -16,9 +16,15 @@ import torch
 from conftest import plain_settings
 from pellucid.errors import KnockoutInvalid, LayerOutOfRange, LogitLensUnavailable
 from pellucid.inference.composition import build_engine
-from pellucid.inference.engine import EmbeddingQuery, Inspection, InspectionQuery, ProjectionQuery
+from pellucid.inference.engine import (
+    EmbeddingQuery,
+    Inspection,
+    InspectionQuery,
+    Priority,
+    ProjectionQuery,
+)
 from pellucid.inference.local_engine import LocalEngine
-from pellucid.models.backend import Batch, Knockout, ModelRef
+from pellucid.models.backend import Batch, Float32, Knockout, ModelRef
 from pellucid.models.sources.locator import Locator
 from pellucid.models.transformers_backend import TransformersBackend
 from pellucid.progress import ProgressEvent
@@ -110,6 +116,30 @@ def test_vectors_are_the_backends(engine: LocalEngine, backend: TransformersBack
     assert found.truncated == (False, False, False, True)
     assert found.num_tokens[3] == 256
     assert np.abs(np.linalg.norm(found.vectors, axis=1) - 1).max() < 1e-5
+
+
+def test_batch_composition_lane_and_concurrency_change_no_vector(engine: LocalEngine) -> None:
+    words = TEXT.split()
+    texts = [" ".join(words[place:] * (1 + place % 4)) for place in range(len(words))]
+
+    async def ask(*chosen: str, lane: Priority) -> list[Float32]:
+        answer = await engine.embed(EmbeddingQuery(inputs=chosen, priority=lane))
+        return list(answer.vectors)
+
+    async def main() -> None:
+        alone = {text: (await ask(text, lane="interactive"))[0] for text in texts}
+        requests = [texts[:7], texts[3:4], texts[5:], texts[::-1], texts[::3], texts[2:3]]
+        answers = await asyncio.gather(
+            *(
+                ask(*chosen, lane="bulk" if number % 2 else "interactive")
+                for number, chosen in enumerate(requests)
+            )
+        )
+        for chosen, vectors in zip(requests, answers, strict=True):
+            for text, vector in zip(chosen, vectors, strict=True):
+                assert vector @ alone[text] > 0.9999
+
+    run(main())
 
 
 def test_the_pooled_vector_is_the_embedding(engine: LocalEngine) -> None:
