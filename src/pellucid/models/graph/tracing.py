@@ -80,7 +80,8 @@ def _masked(scores: Tensor, call: AttentionCall) -> Tensor:
     if mask is None:
         return scores
     if mask.dtype == torch.bool:
-        return scores + (1.0 - mask.to(scores.dtype)) * _HIDDEN
+        # chosen, not computed: of a product, int8 compilation takes the mask for quantised values
+        return scores + torch.where(mask, 0.0, _HIDDEN)
     return scores + mask.clamp(min=_HIDDEN)
 
 

@@ -39,6 +39,25 @@ def test_little_is_computed_in_vain(mean: int, spread: int) -> None:
     assert computed / lengths.sum() < 1.2
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shapes"),
+    [
+        ([20], [(1, 24)]),
+        ([5, 6, 7], [(4, 8)]),
+        ([30] * 32, [(32, 32)]),
+        ([30] * 32 + [21], [(32, 32), (1, 24)]),
+        ([3, 250], [(1, 8), (1, 256)]),
+        ([20] * 12 + [30] * 20, [(32, 32)]),  # some padding is cheaper than four runs
+        ([60] * 100, [*[(16, 64)] * 6, (4, 64)]),
+    ],
+)
+def test_padding_and_the_number_of_runs_are_weighed(
+    lengths: list[int], shapes: list[tuple[int, int]]
+) -> None:
+    runs = BUCKETS.runs(np.array(lengths))
+    assert sorted((run.num_rows, run.seq_len) for run in runs) == sorted(shapes)
+
+
 def test_shapes_are_few_and_the_cheapest_come_first() -> None:
     shapes = list(Buckets(256).shapes())
     assert len(shapes) < 90
