@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from traceback import print_exception
 
 import numpy as np
 from rich.console import Console
@@ -22,15 +23,15 @@ from tokenizers import Tokenizer
 from benchmarks.bulk_speed import bulk_rows
 from benchmarks.contenders import Contenders, embedding_info
 from benchmarks.footprint import flat_memory_row, load_row, start_and_memory_rows
+from benchmarks.http_client import ConnectionLost
 from benchmarks.results import RESULTS_DIR, write_results
 from benchmarks.servers import pellucid
 from benchmarks.single_speed import busy_rows, single_rows
 from benchmarks.sizes import SIZES, Size
-from benchmarks.targets import Row
+from benchmarks.targets import PARTS, TARGETS, Row, not_measured
 from benchmarks.texts import long_texts, short_texts
 from pellucid.models.sources.default_encoder import DefaultEncoder
 
-PARTS = ("bulk", "single", "busy", "start", "load", "soak")
 _MAX_TOKENS = 256  # all-MiniLM-L6-v2 cuts there
 _MET = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
@@ -66,13 +67,21 @@ def measure(
 def _measured(
     measurements: Mapping[str, Callable[[], list[Row]]], parts: Sequence[str], console: Console
 ) -> list[Row]:
-    """Shown as they come: a long run tells early."""
+    """Shown as they come: a long run tells early. One that fails does not take the others along."""
     rows: list[Row] = []
-    for name, measurement in measurements.items():
-        if name in parts:
+    for part, measurement in measurements.items():
+        if part not in parts:
+            continue
+        try:
             found = measurement()
-            show(found, console)
-            rows += found
+        except (RuntimeError, OSError, ConnectionLost) as error:
+            print_exception(error)
+            reason = f"{type(error).__name__}: {error}"
+            found = [
+                not_measured(each.name, reason) for each in TARGETS.values() if each.part == part
+            ]
+        show(found, console)
+        rows += found
     return rows
 
 
@@ -122,7 +131,9 @@ def main() -> int:
         },
         **taking_part,
     )
-    console.print(f"{sum(row.is_met is False for row in rows)} targets missed; {path}")
+    missed = sum(row.is_met is False for row in rows)
+    unknown = sum(row.found is None for row in rows)
+    console.print(f"{missed} missed, {unknown} not measured; {path}")
     return 0
 
 

@@ -14,7 +14,7 @@ from benchmarks.load_generator import Kind, LoadShape, LoadSummary, generate_loa
 from benchmarks.mixed_traffic import EMBEDDINGS, embed_alone, mixed_traffic
 from benchmarks.servers import Server, pellucid
 from benchmarks.sizes import Size
-from benchmarks.targets import Row, row_of
+from benchmarks.targets import Row, not_measured, row_of
 from benchmarks.texts import long_texts, mixed_texts, short_texts
 
 _CONNECTIONS = 200
@@ -72,6 +72,9 @@ def flat_memory_row(data_dir: Path, size: Size) -> Row:
             if kind.name in ("one short text", "one long text", "4 texts, base64", "gone at once")
         ]
         summary, samples = uvloop.run(_soak(server, kinds, size.soak_requests))
+    if summary.num_failures:
+        complaints = "; ".join(summary.complaints)
+        return not_measured("flat_memory", f"{summary.num_failures} failures: {complaints}")
     first = int(len(samples) * _WARM_UP_SHARE)
     base = samples[first]
     moved = max(abs(each - base) for each in samples[first:]) / base * 100
@@ -79,8 +82,6 @@ def flat_memory_row(data_dir: Path, size: Size) -> Row:
         "flat_memory",
         [moved],
         requests=size.soak_requests,
-        failures=summary.num_failures,
-        complaints=summary.complaints,
         requests_per_s=round(summary.requests_per_s, 1),
         resident_mb=[round(each / _MEGABYTE, 1) for each in samples[:: max(1, len(samples) // 20)]],
     )
