@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from pellucid.inference.events import IGNORED, InferenceEvents
+from pellucid.inference.events import IGNORED, InferenceEvents
 from pellucid.inference.local_engine import LocalEngine
 from pellucid.models import machine
 from pellucid.models.backend import Backend, Runtime
@@ -18,7 +20,12 @@ _BUDGET_SHARE = 0.6  # of the device's memory, where no budget is set
 _GRAPH_BYTES_PER_PARAMETER = 6  # float32 as stored, and bfloat16 as computed with
 
 
-def build_engine(settings: Settings, progress: ProgressListener = ignore_progress) -> LocalEngine:
+def build_engine(
+    settings: Settings,
+    progress: ProgressListener = ignore_progress,
+    *,
+    events: InferenceEvents = IGNORED,
+) -> LocalEngine:
     """The engine that the settings describe. torch is imported when the first model is loaded."""
     from pellucid.models.sources.locator import Locator
 
@@ -34,7 +41,7 @@ def build_engine(settings: Settings, progress: ProgressListener = ignore_progres
         memory_of=lambda size, runtime: _memory_of(size, runtime, settings),
         progress=progress,
     )
-    return LocalEngine(pool, settings, embeds_with=_embedding_runtime(settings))
+    return LocalEngine(pool, settings, embeds_with=_embedding_runtime(settings), events=events)
 
 
 def _embedding_runtime(settings: Settings) -> Runtime:

@@ -156,6 +156,17 @@ class SizeEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What waits in one lane."""
+
+    requests: int = 0
+    tokens: int = 0  # of embedding requests
+
+    def __add__(self, other: Waiting) -> Waiting:
+        return Waiting(requests=self.requests + other.requests, tokens=self.tokens + other.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """One line of the list of models."""
 
@@ -165,6 +176,7 @@ class ModelStatus:
     is_default: bool = False
     in_use: int = 0  # requests that hold it now
     waiting: int = 0
+    waiting_by_lane: Mapping[str, Waiting] = field(default_factory=dict)
     memory_bytes: int | None = None
     info: ModelInfo | None = None
     error: Mapping[str, Any] | None = None  # code and detail of the last failure

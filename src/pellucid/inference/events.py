@@ -20,6 +20,7 @@ Happening = Literal[
     "restarted",  # a model that hung, died or failed on everything was given up
     "refused",  # requests turned away: queue full, or too long for their deadline
     "truncated",  # inputs that were cut
+    "evicted",  # models closed to make room for others
     "dropped",  # requests whose client left, or whose deadline passed, before the answer
 ]
 

@@ -32,6 +32,7 @@ from pellucid.inference.engine import (
     ModelStatus,
     Priority,
     SizeEstimate,
+    Waiting,
 )
 from pellucid.inference.events import IGNORED, Happening, InferenceEvents
 from pellucid.inference.inspection import Prepared, Seen, prepare
@@ -82,6 +83,7 @@ class LocalEngine:
         self._umap = UmapLine(max_waiting=settings.max_waiting)
         self._closing = False
         pool.before_close(self._retire)
+        pool.on_evicted(self._tell_evicted)
 
     # ------------------------------------------------------------------------------------- work
 
@@ -294,6 +296,9 @@ class LocalEngine:
                 logger.warning("the default model is not loaded again: %s", error.detail)
         return bury
 
+    def _tell_evicted(self, backend: Backend) -> None:
+        self._events.happened("evicted", model_id=backend.info.model_id)
+
     def _retire(self, backend: Backend) -> None:
         with self._lock:
             line = self._lines.pop(id(backend), None)
@@ -379,6 +384,7 @@ class LocalEngine:
             is_default=is_default,
             in_use=sum(model.in_use for model in models),
             waiting=sum(self._waiting(model.backend) for model in models),
+            waiting_by_lane=self._waiting_by_lane(models),
             memory_bytes=sum(model.memory_bytes for model in models),
             info=info,
             healthy=all(self._is_healthy(model.backend) for model in models),
@@ -391,6 +397,15 @@ class LocalEngine:
         with self._lock:
             line = self._lines.get(id(backend))
         return line.waiting if line is not None else 0
+
+    def _waiting_by_lane(self, models: list[LoadedModel]) -> dict[str, Waiting]:
+        with self._lock:
+            found = [self._lines.get(id(model.backend)) for model in models]
+        lanes: dict[str, Waiting] = {}
+        for line in found:
+            for lane, waiting in (line.waiting_by_lane if line is not None else {}).items():
+                lanes[lane] = lanes.get(lane, Waiting()) + waiting
+        return lanes
 
     def _is_healthy(self, backend: Backend) -> bool:
         with self._lock:

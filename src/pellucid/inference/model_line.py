@@ -27,7 +27,7 @@ from pellucid.errors import (
 from pellucid.inference.batch_encoder import BatchEncoder, Outcome
 from pellucid.inference.batching import TokenBudget
 from pellucid.inference.embedding_job import EmbeddingJob, Encoded
-from pellucid.inference.engine import Priority
+from pellucid.inference.engine import Priority, Waiting
 from pellucid.inference.events import IGNORED, BatchRun, Happening, InferenceEvents
 from pellucid.inference.lanes import Lane, LaneBatch
 from pellucid.inference.pace import Pace, retry_after_s
@@ -176,6 +176,23 @@ class ModelLine:
         with self._changed:
             return self._num_waiting()
 
+    @property
+    def waiting_by_lane(self) -> dict[str, Waiting]:
+        """What waits in each lane, inspections among them."""
+        with self._changed:
+            waiting: dict[str, Waiting] = {
+                name: Waiting(
+                    requests=sum(
+                        job.lane == name and job.is_waiting and not job.is_trial
+                        for job in self._jobs
+                    ),
+                    tokens=lane.waiting_tokens,
+                )
+                for name, lane in self._lanes.items()
+            }
+            inspections = sum(ticket.is_waiting for ticket in self._tickets)
+        return {**waiting, "inspection": Waiting(requests=inspections)}
+
     def _num_waiting(self) -> int:
         jobs = sum(job.is_waiting and not job.is_trial for job in self._jobs)
         return jobs + sum(ticket.is_waiting for ticket in self._tickets)
@@ -286,10 +303,12 @@ class ModelLine:
 
     def _run_ticket(self, ticket: Ticket[object]) -> None:
         started = time.monotonic()
-        ticket.run(self._name)
+        if not ticket.run(self._name):
+            return
         elapsed = time.monotonic() - started
         self._mean_ticket_s += 0.2 * (elapsed - self._mean_ticket_s)
-        self._events.waited(model_id=self._name, lane="inspection", queue_s=ticket.queue_ms / 1000)
+        queue_s = ticket.queue_ms / 1000
+        self._events.waited(model_id=self._name, lane="inspection", queue_s=queue_s)
 
     def _run_batch(self, batch: LaneBatch) -> None:
         is_trial = all(job.is_trial for job, _ in batch.pieces)

@@ -78,12 +78,12 @@ class Ticket(Generic[T]):
         self._work = None
         self._finish(error=error)
 
-    def run(self, name: str) -> None:
-        """Do the work for ``name``, unless it was abandoned, and answer, whatever happens."""
+    def run(self, name: str) -> bool:
+        """Do the work for ``name`` and answer, whatever happens; False if it was abandoned before."""
         work, self._work = self._work, None  # what it holds is free when it is done
         if work is None or not self.future.set_running_or_notify_cancel():
             self._release()
-            return
+            return False
         self.queue_ms = (time.monotonic() - self._submitted) * 1000
         try:
             result = work(self.still_wanted)
@@ -93,6 +93,7 @@ class Ticket(Generic[T]):
             self._finish(error=as_failure(error, name))
         else:
             self._finish(result=result)
+        return True
 
     def _finish(self, *, result: Any = None, error: Exception | None = None) -> None:
         self._release()  # first: whoever has the answer may unload the model at once
