@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache
 
 from pellucid.inference.events import IGNORED, InferenceEvents
-from pellucid.inference.events import IGNORED, InferenceEvents
 from pellucid.inference.local_engine import LocalEngine
 from pellucid.models import machine
 from pellucid.models.backend import Backend, Runtime

@@ -79,7 +79,7 @@ class Ticket(Generic[T]):
         self._finish(error=error)
 
     def run(self, name: str) -> bool:
-        """Do the work for ``name`` and answer, whatever happens; False if it was abandoned before."""
+        """Do the work for ``name`` and answer, whatever happens; False: it was abandoned before."""
         work, self._work = self._work, None  # what it holds is free when it is done
         if work is None or not self.future.set_running_or_notify_cancel():
             self._release()
