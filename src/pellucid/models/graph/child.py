@@ -31,16 +31,6 @@ _COMMAND = (sys.executable, "-P", "-m", "pellucid.models.graph")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-_running: set[subprocess.Popen[bytes]] = set()
-
-
-def stop_conversions() -> None:
-    """End what is being converted, so that a server that is told to end need not wait for it; the
-    loads that wait for it raise GraphUnavailable."""
-    for process in tuple(_running):
-        process.kill()
-
-
 def convert_in_child(
     source: ModelSource,
     folder: Path,
@@ -70,7 +60,6 @@ def convert_in_child(
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _OFFLINE,
         ) as process:
-            _running.add(process)
             try:
                 os.write(write_end, json.dumps(request).encode() + b"\n")
                 stdout, stderr = process.communicate(timeout=timeout_s)
@@ -78,7 +67,6 @@ def convert_in_child(
                 raise _unavailable(source, f"its conversion took over {timeout_s:.0f} s") from None
             finally:
                 process.kill()
-                _running.discard(process)
     finally:
         os.close(read_end)
         os.close(write_end)

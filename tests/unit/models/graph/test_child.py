@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from pellucid.errors import GraphUnavailable
 from pellucid.models.graph import child
-from pellucid.models.graph.child import convert_in_child, stop_conversions
+from pellucid.models.graph.child import convert_in_child
 from pellucid.models.graph.obtaining import obtain
 from pellucid.models.sources.source import ModelSource
 
@@ -108,24 +107,6 @@ def test_it_has_a_time_limit(script: Script, tmp_path: Path) -> None:
     with pytest.raises(GraphUnavailable, match=r"took over 0 s"):
         convert(tmp_path, timeout_s=0.3)
     assert psutil.Process().children() == []
-
-
-def test_it_can_be_stopped(script: Script, tmp_path: Path) -> None:
-    script("open(request['folder'] + '/started', 'w').close(); time.sleep(60)")
-    errors: list[GraphUnavailable] = []
-
-    def wait() -> None:
-        try:
-            convert(tmp_path)
-        except GraphUnavailable as error:
-            errors.append(error)
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    _until((tmp_path / "started").exists)
-    stop_conversions()
-    waiting.join(timeout=10)
-    assert "status -9" in str(errors[0])
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
