@@ -229,7 +229,8 @@ class ModelLine:
             )
         ahead, room = self._tokens_ahead(lane), self._settings.max_waiting_tokens
         if own_s is not None:  # what can be done before it, if it shall be done in time
-            room = min(room, self._pace.tokens_in(max(0.0, timeout_s - own_s)))
+            left_s = max(0.0, min(timeout_s, most_s) - own_s)
+            room = min(room, self._pace.tokens_in(left_s))
         waiting = sum(lane.waiting_tokens for lane in self._lanes.values())
         is_full = waiting + tokens > self._settings.max_waiting_tokens
         if ahead > room or (waiting and is_full):  # alone it is let in whatever its size

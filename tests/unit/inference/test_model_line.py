@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import threading
 import time
 import weakref
@@ -272,7 +273,8 @@ def test_what_cannot_be_done_in_time_is_refused_once_the_speed_is_known() -> Non
             with pytest.raises(Overloaded, match="96 tokens wait for fake/tiny"):
                 bench.submit(words(30), timeout_s=0.05)  # alone it could be done
             quick = bench.submit(words(30), lane="interactive", timeout_s=0.05)  # it overtakes
-        await asyncio.gather(ahead.future, quick.future)
+            patient = bench.submit(words(4), timeout_s=math.inf)
+        await asyncio.gather(ahead.future, quick.future, patient.future)
 
     run(main())
     assert bench.line.stop()
