@@ -6,11 +6,13 @@ import asyncio
 import ipaddress
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 from pellucid.errors import PellucidError
 from pellucid.inference.composition import build_engine
 from pellucid.inference.engine import Engine
+from pellucid.inference.events import Lane
 from pellucid.progress import ProgressEvent, ProgressListener, ignore_progress
 from pellucid.settings import Settings
 from pellucid.telemetry import Metrics, get_logger
@@ -20,7 +22,8 @@ _TOKEN_BYTES = 24  # 192 bits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """How far the server is: ``phase`` starting, downloading, loading, ready or failed."""
+    """How far the server is: ``phase`` starting, downloading, loading, ready, recovering or
+    failed."""
 
     ready: bool
     phase: str
@@ -53,6 +56,7 @@ class Services:
         progress: ProgressRecord,
         auth_token: str | None,
         auth_token_generated: bool,
+        metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -61,7 +65,7 @@ class Services:
         """What requests must bring; None: no sign-in."""
         self.auth_token_generated = auth_token_generated
         """Made at start, so the operator must be told it."""
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.startup_error: PellucidError | None = None
         self._was_ready = False
         self._loading: asyncio.Task[None] | None = None
@@ -81,6 +85,8 @@ class Services:
     def readiness(self) -> Readiness:
         """Whether requests for the default model would be answered now; cheap."""
         status = self.engine.default_status()
+        if status.state == "loaded" and not status.healthy:
+            return Readiness(ready=False, phase="recovering")
         if status.state == "loaded":  # perhaps by a later request, after a start that failed
             self._was_ready, self.startup_error = True, None
         if status.state == "loaded" or (self._was_ready and status.state == "available"):
@@ -138,6 +144,23 @@ class Services:
             "Requests that wait for a model.",
             lambda: float(sum(model.waiting for model in self.engine.list_models())),
         )
+        for lane in get_args(Lane):
+            self.metrics.watch(
+                "pellucid_lane_requests_waiting",
+                "Requests that wait in a lane.",
+                partial(self._waiting_in, lane, "requests"),
+                lane=lane,
+            )
+            self.metrics.watch(
+                "pellucid_lane_tokens_waiting",
+                "Tokens of embedding requests that wait in a lane.",
+                partial(self._waiting_in, lane, "tokens"),
+                lane=lane,
+            )
+
+    def _waiting_in(self, lane: str, what: Literal["requests", "tokens"]) -> float:
+        lanes = (model.waiting_by_lane.get(lane) for model in self.engine.list_models())
+        return float(sum(getattr(waiting, what) for waiting in lanes if waiting is not None))
 
 
 def build_services(
@@ -149,15 +172,17 @@ def build_services(
     """Everything, built but not started. ``engine`` replaces the one that the settings mean."""
     record = ProgressRecord(progress)
     token = settings.auth_token.get_secret_value() if settings.auth_token else None
+    metrics = Metrics()
     generated = token is None and not is_loopback(settings.host)
     if generated:
         token = secrets.token_urlsafe(_TOKEN_BYTES)
     return Services(
         settings=settings,
-        engine=engine or build_engine(settings, record),
+        engine=engine or build_engine(settings, record, events=metrics),
         progress=record,
         auth_token=token,
         auth_token_generated=generated,
+        metrics=metrics,
     )
 
 

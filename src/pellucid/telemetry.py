@@ -6,12 +6,14 @@ import logging
 import sys
 from collections.abc import Callable, MutableMapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from pellucid.inference.events import BatchRun, Happening, Lane
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -30,6 +32,7 @@ _LOGGER_OF = {category: name for name, category in _CATEGORIES.items()}
 
 # 1.5 ms to 5 min, each bucket about twice the last: embeddings sit low, model loads high.
 _SECONDS_BUCKETS = tuple(0.0015 * 2**step for step in range(18))
+_RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 API_LOG = "API"
 SIDECAR_LOG = "SIDECAR-SERVICE"
@@ -167,6 +170,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._watched: dict[str, Gauge] = {}
         self.requests = Counter(
             "pellucid_requests",
             "Requests answered.",
@@ -197,14 +201,76 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.batch_inputs = self._sizes("inputs", "Inputs in a batch of embeddings.", 12)
+        self.batch_tokens = self._sizes(
+            "tokens", "Tokens in a batch of embeddings, padding left out.", 15
+        )
+        self.batch_padding = Histogram(
+            "pellucid_batch_padding_ratio",
+            "Share of padding in a batch of embeddings.",
+            ("lane",),
+            buckets=_RATIO_BUCKETS,
+            registry=self.registry,
+        )
+        self.compute_seconds = self._times(
+            "compute", "Time of one forward pass of embeddings, by lane."
+        )
+        self.queue_seconds = self._times(
+            "queue", "Time that a request waited until a model began with it, by lane."
+        )
+        self.happenings = Counter(
+            "pellucid_inference_events",
+            "What happened on the way: refusals, truncations, splits, restarts, evictions ...",
+            ("what",),
+            registry=self.registry,
+        )
+        for what in get_args(Happening):  # each is there from the start, at 0
+            self.happenings.labels(what)
+
+    def _sizes(self, what: str, help: str, num_buckets: int) -> Histogram:
+        return Histogram(
+            f"pellucid_batch_{what}",
+            help,
+            ("lane",),
+            buckets=[2**step for step in range(num_buckets)],
+            registry=self.registry,
+        )
+
+    def _times(self, what: str, help: str) -> Histogram:
+        return Histogram(
+            f"pellucid_{what}_seconds",
+            help,
+            ("lane",),
+            buckets=_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+
+    # What an engine tells (``InferenceEvents``), from its own threads.
+
+    def batch_ran(self, run: BatchRun) -> None:
+        self.batch_inputs.labels(run.lane).observe(run.inputs)
+        self.batch_tokens.labels(run.lane).observe(run.tokens)
+        self.batch_padding.labels(run.lane).observe(1 - run.tokens / run.padded_tokens)
+        self.compute_seconds.labels(run.lane).observe(run.compute_s)
+
+    def waited(self, *, model_id: str, lane: Lane, queue_s: float) -> None:
+        self.queue_seconds.labels(lane).observe(queue_s)
+
+    def happened(self, what: Happening, *, model_id: str, count: int = 1) -> None:
+        self.happenings.labels(what).inc(count)
+
     def observe_stages(self, work: str, timing: Any) -> None:
         """Count ``timing`` (``<stage>_ms`` -> milliseconds) of one piece of work."""
         for name, value_ms in timing.items():
             self.stage_seconds.labels(work, name.removesuffix("_ms")).observe(value_ms / 1000)
 
-    def watch(self, name: str, help: str, read: Callable[[], float]) -> None:
+    def watch(self, name: str, help: str, read: Callable[[], float], **labels: str) -> None:
         """A gauge that is read when it is asked for."""
-        Gauge(name, help, registry=self.registry).set_function(read)
+        gauge = self._watched.get(name)
+        if gauge is None:
+            gauge = Gauge(name, help, tuple(labels), registry=self.registry)
+            self._watched[name] = gauge
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
 
     def exposition(self) -> bytes:
         """All metrics in the OpenMetrics text format."""

@@ -9,9 +9,10 @@ from starlette.testclient import TestClient
 
 from conftest import MakeClient, plain_settings
 from pellucid.errors import ModelTooLarge
+from pellucid.models.backend import EmbeddingRuntime, Parity
 from pellucid.progress import ProgressEvent
 from pellucid.services import build_services
-from stub_engine import StubEngine
+from stub_engine import StubEngine, with_info
 
 
 def _until_ready(client: TestClient, status: int = 200) -> None:
@@ -112,3 +113,39 @@ def test_info_tells_the_length_that_is_taken(make_client: MakeClient, engine: St
     for server_limit, in_force in ((10, 10), (1_000, 64)):  # the stub model itself takes 64
         client = make_client(engine, max_inspection_tokens=server_limit)
         assert client.get("/info").json()["max_tokens"] == in_force
+
+
+def test_a_model_that_is_being_replaced_is_not_ready(
+    client: TestClient, engine: StubEngine
+) -> None:
+    engine.healthy = False
+    response = client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "recovering")
+    assert int(response.headers["retry-after"]) > 0
+    assert client.get("/health").status_code == 200
+    engine.healthy = True
+    assert client.get("/ready").json()["phase"] == "ready"
+
+
+def test_what_computes_the_embeddings_is_told(make_client: MakeClient) -> None:
+    parity = Parity(mean_cosine=0.9999, min_cosine=0.9995, threshold=0.999, num_texts=32)
+    runtime = EmbeddingRuntime(runtime="openvino", precision="bfloat16", parity=parity)
+    client = make_client(with_info(StubEngine(), embedding=runtime))
+    expected = {"mean_cosine": 0.9999, "min_cosine": 0.9995, "threshold": 0.999, "num_texts": 32}
+    assert client.get("/info").json()["embedding"] == {
+        "runtime": "openvino",
+        "precision": "bfloat16",
+        "quantization": "none",
+        "parity": expected,
+        "reason": None,
+    }
+    assert client.get("/ready").json()["parity"] == expected
+
+
+def test_why_it_is_not_a_faster_runtime_is_told(make_client: MakeClient) -> None:
+    client = make_client(
+        with_info(StubEngine(), embedding=EmbeddingRuntime(reason="it has no encoder"))
+    )
+    told = client.get("/info").json()["embedding"]
+    assert (told["runtime"], told["parity"], told["reason"]) == ("torch", None, "it has no encoder")
+    assert client.get("/ready").json()["parity"] is None

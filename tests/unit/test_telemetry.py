@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from pellucid.telemetry import Metrics, category_of, configure_logs, get_logger
+from pellucid.inference.events import BatchRun
+from pellucid.telemetry import Metrics, category_of, configure_logs, get_logger, is_debugged
 
 
 @pytest.fixture(autouse=True)
 def _restored_logging() -> Iterator[None]:
-    names = ["", "pellucid", "uvicorn", "uvicorn.error", "uvicorn.access"]
-    loggers = [logging.getLogger(name) for name in names]
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("pellucid")]
+    names += ["pellucid.api", "pellucid.sidecar", "uvicorn", "uvicorn.error", "uvicorn.access"]
+    loggers = [logging.root, *(logging.getLogger(name) for name in names)]
     before = [(log, log.handlers[:], log.level, log.propagate) for log in loggers]
     yield
     for log, handlers, level, propagate in before:
@@ -120,3 +122,33 @@ def test_two_servers_in_one_process_count_apart() -> None:
     first.requests.labels("/health", "GET", "200").inc()
     assert b"/health" in first.exposition()
     assert b"/health" not in second.exposition()
+
+
+def test_what_an_engine_tells_is_counted_by_lane() -> None:
+    metrics = Metrics()
+    metrics.batch_ran(
+        BatchRun(model_id="m", lane="bulk", inputs=4, tokens=75, padded_tokens=100, compute_s=0.01)
+    )
+    metrics.waited(model_id="m", lane="interactive", queue_s=0.002)
+    metrics.happened("truncated", model_id="m", count=3)
+    metrics.happened("restarted", model_id="m")
+    text = metrics.exposition().decode()
+    for line in (
+        'pellucid_batch_inputs_sum{lane="bulk"} 4.0',
+        'pellucid_batch_tokens_sum{lane="bulk"} 75.0',
+        'pellucid_batch_padding_ratio_sum{lane="bulk"} 0.25',
+        'pellucid_compute_seconds_count{lane="bulk"} 1.0',
+        'pellucid_queue_seconds_count{lane="interactive"} 1.0',
+        'pellucid_inference_events_total{what="truncated"} 3.0',
+        'pellucid_inference_events_total{what="restarted"} 1.0',
+        'pellucid_inference_events_total{what="evicted"} 0.0',
+    ):
+        assert line in text.splitlines()
+
+
+def test_debug_lines_are_made_only_where_they_are_shown() -> None:
+    configure_logs(format="json", categories=("HUB",))
+    assert is_debugged("HUB")
+    assert not is_debugged("API")
+    configure_logs(format="json", level="debug")
+    assert is_debugged("API")

@@ -52,16 +52,39 @@ class HealthAnswer(BaseModel):
     phase: str = Field(description="As GET /ready tells it.")
 
 
+class ParityAnswer(BaseModel):
+    """How near the embeddings are to PyTorch's in float32, measured when the model was loaded."""
+
+    mean_cosine: float
+    min_cosine: float
+    threshold: float = Field(description="The least that `min_cosine` may be.")
+    num_texts: int
+
+
+class EmbeddingRuntimeAnswer(BaseModel):
+    """What computes the embeddings of the default model."""
+
+    runtime: Literal["torch", "openvino"]
+    precision: str = Field(description="Of the matrix products.")
+    quantization: Literal["none", "int8"]
+    parity: ParityAnswer | None = Field(description="Null for PyTorch itself.")
+    reason: str | None = Field(description="Why not a faster one.")
+
+
 class ReadyAnswer(BaseModel):
     """Whether requests for the default model would be answered now."""
 
     status: Literal["ready", "not_ready"]
-    phase: str = Field(description="starting, downloading, loading, ready or failed.")
+    phase: str = Field(
+        description="starting, downloading, loading, ready, recovering (the model stopped "
+        "answering and is being replaced) or failed."
+    )
     model: str
     received_bytes: int | None = Field(None, description="While downloading.")
     total_bytes: int | None = None
     eta_s: float | None = Field(None, description="Estimated seconds that are left.")
     error: dict[str, Any] | None = Field(None, description="When the phase is failed.")
+    parity: ParityAnswer | None = Field(None, description="As GET /info tells it.")
 
 
 class InfoAnswer(BaseModel):
@@ -81,6 +104,9 @@ class InfoAnswer(BaseModel):
         description="Longest input of an inspection: the model's limit or the server's."
     )
     max_embedding_tokens: int | None = Field(description="Where texts are cut for embedding.")
+    embedding: EmbeddingRuntimeAnswer | None = Field(
+        description="What computes the embeddings; null until the model is loaded."
+    )
     sign_in: bool = Field(description="Whether requests need a token.")
     limits: dict[str, int | float] = Field(
         description="By the name of the setting, where one sets it."
@@ -109,17 +135,19 @@ async def get_health(services: ServicesDep) -> HealthAnswer:
 async def get_ready(services: ServicesDep, response: Response) -> ReadyAnswer:
     """200 when the default model can be asked; 503 with the phase before, or if it failed."""
     readiness = services.readiness()
+    status = services.engine.default_status()
     if not readiness.ready:
         response.status_code = 503
         response.headers["Retry-After"] = str(_RETRY_AFTER_S)
     return ReadyAnswer(
         status="ready" if readiness.ready else "not_ready",
         phase=readiness.phase,
-        model=services.engine.default_status().model_id,
+        model=status.model_id,
         received_bytes=readiness.received_bytes,
         total_bytes=readiness.total_bytes,
         eta_s=readiness.eta_s,
         error=readiness.error,
+        parity=_parity(status.info),
     )
 
 
@@ -143,9 +171,29 @@ async def get_info(services: ServicesDep) -> InfoAnswer:
         pooling=info.pooling if info else None,
         max_tokens=_max_tokens(info, services.settings) if info else None,
         max_embedding_tokens=info.max_embedding_tokens if info else None,
+        embedding=_embedding(info),
         sign_in=services.auth_token is not None,
         limits=limits | _FIXED_LIMITS,
     )
+
+
+def _embedding(info: ModelInfo | None) -> EmbeddingRuntimeAnswer | None:
+    if info is None:
+        return None
+    runtime = info.embedding
+    return EmbeddingRuntimeAnswer(
+        runtime=runtime.runtime,
+        precision=runtime.precision,
+        quantization=runtime.quantization,
+        parity=_parity(info),
+        reason=runtime.reason,
+    )
+
+
+def _parity(info: ModelInfo | None) -> ParityAnswer | None:
+    if info is None or info.embedding.parity is None:
+        return None
+    return ParityAnswer.model_validate(info.embedding.parity, from_attributes=True)
 
 
 def _max_tokens(info: ModelInfo, settings: Settings) -> int:

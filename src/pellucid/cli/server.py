@@ -14,16 +14,14 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from pellucid.api.app import create_app
 from pellucid.api.http_protocol import HttpProtocol
 from pellucid.api.interruption import InFlight
 from pellucid.cli.announcement import Announcement
 from pellucid.errors import NotReady
-from pellucid.inference.engine import Engine
 from pellucid.progress import ProgressEvent
-from pellucid.services import build_services
+from pellucid.services import Services, build_services
 from pellucid.settings import Settings
 from pellucid.telemetry import configure_logs, get_logger
 
@@ -40,12 +38,12 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
-        settings: Settings,
+        services: Services,
         *,
         listener: socket.socket,
         announcement: Announcement,
     ) -> None:
+        app, settings = create_app(services), services.settings
         super().__init__(
             uvicorn.Config(
                 app,
@@ -58,7 +56,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_ANSWER_S,
             )
         )
-        self._engine: Engine = app.state.services.engine
+        self._engine = services.engine
         self._in_flight: InFlight = app.state.in_flight
         self._timeout_s = settings.shutdown_timeout_s
         self._listener = listener
@@ -111,7 +109,7 @@ def run_server(
     services = build_services(settings, progress=announcement)
     if services.auth_token_generated and services.auth_token is not None:
         announcement.show_token(services.auth_token)
-    server = Server(create_app(services), settings, listener=listener, announcement=announcement)
+    server = Server(services, listener=listener, announcement=announcement)
     if exit_with_parent:
         threading.Thread(target=_follow_parent, name="parent-watch", daemon=True).start()
     for ending in (signal.SIGTERM, signal.SIGINT):

@@ -126,6 +126,10 @@ class ModelPool:
 
     # ---------------------------------------------------------------------------------- leasing
 
+    def on_evicted(self, callback: Callable[[Backend], None]) -> None:
+        """Call ``callback`` with each backend that makes room for another."""
+        self._residency.on_evicted.append(callback)
+
     def acquire(self, ref: ModelRef | None = None, runtime: Runtime = "torch") -> Lease:
         """A lease on the model, loaded first where need be (None = the default model).
 

@@ -53,6 +53,7 @@ class Residency:
         self.models: OrderedDict[Place, LoadedModel] = OrderedDict()  # least recently used first
         self.keys: dict[ModelRef | None, ModelRef] = {}  # as asked for -> as resolved
         self.before_close: list[Callable[[Backend], None]] = []
+        self.on_evicted: list[Callable[[Backend], None]] = []
         self.closed = False
         self._closing_bytes = 0
 
@@ -119,6 +120,8 @@ class Residency:
                     self.state.wait()
                     continue
                 self.forget(idle)
+            for callback in self.on_evicted:
+                callback(idle.backend)
             self._close(idle)
 
     def _fits(self, key: ModelRef, needed: int) -> bool:
