@@ -12,6 +12,7 @@ import threading
 import time
 from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -61,6 +62,14 @@ class Server(uvicorn.Server):
         self._timeout_s = settings.shutdown_timeout_s
         self._listener = listener
         self._announcement = announcement
+
+    def run_and_leave(self) -> NoReturn:
+        """Serve until SIGTERM or SIGINT, close everything, and end the process."""
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending, _end_quietly)  # uvicorn raises them once more when it has ended
+        self.run(sockets=[self._listener])
+        # Not by returning: a thread that still imports or loads would fail loudly, or hold us up.
+        _leave(self._announcement)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -112,11 +121,7 @@ def run_server(
     server = Server(services, listener=listener, announcement=announcement)
     if exit_with_parent:
         threading.Thread(target=_follow_parent, name="parent-watch", daemon=True).start()
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, _end_quietly)  # uvicorn raises them once more when it has ended
-    server.run(sockets=[listener])
-    # Not by returning: a thread that still imports or loads would fail loudly, or hold us up.
-    _leave(announcement)
+    server.run_and_leave()
 
 
 def _end_quietly(signum: int, frame: FrameType | None) -> None:
@@ -130,7 +135,7 @@ def _leave_within(seconds: float, announcement: Announcement) -> None:
     timer.start()
 
 
-def _leave(announcement: Announcement) -> None:
+def _leave(announcement: Announcement) -> NoReturn:
     announcement.close()
     logging.shutdown()
     sys.stderr.flush()
