@@ -206,7 +206,8 @@ class ModelLine:
         waiting = self._num_waiting()
         if waiting >= self._settings.max_waiting:
             self._happened("refused")
-            wait_s = self._pace.seconds_for(self._tokens_ahead("bulk")) or 0.0
+            per_s = self._pace.throughput(time.monotonic())
+            wait_s = 0.0 if per_s is None else self._tokens_ahead("bulk") / per_s
             raise Overloaded(
                 model_id=self._name,
                 waiting=waiting,
@@ -217,20 +218,19 @@ class ModelLine:
     def _admit_tokens(self, lane: Priority, tokens: int, *, timeout_s: float) -> None:
         """Raises TakesTooLong where the request would be too long even alone, Overloaded where too
         much waits before it."""
-        most_s = self._settings.request_timeout_s
-        own_s = self._pace.seconds_for(tokens)
-        if own_s is not None and own_s > most_s:
+        most_s, per_s = self._settings.request_timeout_s, self._pace.throughput(time.monotonic())
+        if per_s is not None and tokens > per_s * most_s:
             raise TakesTooLong(
                 model_id=self._name,
                 tokens=tokens,
-                estimated_s=round(own_s, 1),
+                estimated_s=round(tokens / per_s, 1),
                 timeout_s=most_s,
-                max_tokens=self._pace.tokens_in(most_s),
+                max_tokens=int(per_s * most_s),
             )
         ahead, room = self._tokens_ahead(lane), self._settings.max_waiting_tokens
-        if own_s is not None:  # what can be done before it, if it shall be done in time
-            left_s = max(0.0, min(timeout_s, most_s) - own_s)
-            room = min(room, self._pace.tokens_in(left_s))
+        if per_s is not None:  # what can be done before it, if it shall be done in time
+            left_s = max(0.0, min(timeout_s, most_s) - tokens / per_s)
+            room = min(room, int(per_s * left_s))
         waiting = sum(lane.waiting_tokens for lane in self._lanes.values())
         is_full = waiting + tokens > self._settings.max_waiting_tokens
         if ahead > room or (waiting and is_full):  # alone it is let in whatever its size
@@ -239,7 +239,7 @@ class ModelLine:
                 unit="tokens",
                 waiting=ahead if ahead > room else waiting,
                 max_waiting=room,
-                retry_after_s=retry_after_s(self._pace.seconds_for(ahead)),
+                retry_after_s=retry_after_s(None if per_s is None else ahead / per_s),
             )
 
     def _tokens_ahead(self, lane: Priority) -> int:
@@ -350,6 +350,7 @@ class ModelLine:
         for forward in outcome.passes:
             with self._changed:
                 self._pace.batch_ran(
+                    time.monotonic(),
                     tokens=forward.tokens,
                     padded_tokens=forward.padded_tokens,
                     seconds=forward.seconds,

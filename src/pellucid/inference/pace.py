@@ -10,6 +10,10 @@ _INTERACTIVE_MEMORY_S = 1.0  # how long bulk batches stay short after an interac
 _FIRST_SLICE_TOKENS = 256  # before anything has been measured
 _LEAST_SLICE_TOKENS = 32
 _LONGEST_RETRY_S = 60
+# A throughput is believed when it has been measured so often, and so lately: else one slow moment
+# could have everybody refused, and with nothing running no better figure would ever come.
+_LEAST_MEASUREMENTS = 3
+_MEASUREMENT_HOLDS_S = 60.0
 
 
 class Pace:
@@ -17,6 +21,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._throughput: float | None = None  # of batches that were well filled
+        self._num_measured = 0
+        self._measured_at = -math.inf
         self._bulk: float | None = None  # of the bulk lane's, as short as they may be
         self._last_interactive = -math.inf
 
@@ -24,12 +30,21 @@ class Pace:
         self._last_interactive = now
 
     def batch_ran(
-        self, *, tokens: int, padded_tokens: int, seconds: float, budget: int, is_bulk: bool
+        self,
+        now: float,
+        *,
+        tokens: int,
+        padded_tokens: int,
+        seconds: float,
+        budget: int,
+        is_bulk: bool,
     ) -> None:
         """``budget`` is what a whole batch may have: a short one says little of the throughput."""
         seconds = max(seconds, 1e-6)
         if 2 * padded_tokens >= budget:
             self._throughput = _moved(self._throughput, tokens / seconds)
+            self._num_measured += 1
+            self._measured_at = now
         if is_bulk:
             self._bulk = _moved(self._bulk, padded_tokens / seconds)
 
@@ -41,13 +56,11 @@ class Pace:
         tokens = _FIRST_SLICE_TOKENS if self._bulk is None else int(self._bulk * _BULK_SLICE_S)
         return min(budget, max(_LEAST_SLICE_TOKENS, tokens))
 
-    def seconds_for(self, tokens: int) -> float | None:
-        """How long so many tokens take; None while nothing is known of it."""
-        return None if self._throughput is None else tokens / self._throughput
-
-    def tokens_in(self, seconds: float) -> int:
-        """What can be done in that time. 0 while nothing is known of it."""
-        return int((self._throughput or 0.0) * seconds)
+    def throughput(self, now: float) -> float | None:
+        """Tokens per second of full batches; None while it is not known, or no more."""
+        is_known = self._num_measured >= _LEAST_MEASUREMENTS
+        is_fresh = now - self._measured_at <= _MEASUREMENT_HOLDS_S
+        return self._throughput if is_known and is_fresh else None
 
 
 def retry_after_s(wait_s: float | None) -> int:

@@ -7,9 +7,9 @@ import pytest
 from pellucid.inference.pace import Pace, retry_after_s
 
 
-def bulk(pace: Pace, *, tokens: int, seconds: float, budget: int = 1_000) -> None:
+def bulk(pace: Pace, *, tokens: int, seconds: float, budget: int = 1_000, now: float = 0.0) -> None:
     pace.batch_ran(
-        tokens=tokens, padded_tokens=tokens, seconds=seconds, budget=budget, is_bulk=True
+        now, tokens=tokens, padded_tokens=tokens, seconds=seconds, budget=budget, is_bulk=True
     )
 
 
@@ -41,14 +41,25 @@ def test_a_slow_model_still_gets_something_to_do() -> None:
 
 def test_only_full_batches_tell_the_throughput() -> None:
     pace = Pace()
-    assert pace.seconds_for(100) is None
-    bulk(pace, tokens=10, seconds=1.0)
-    assert pace.seconds_for(100) is None
-    bulk(pace, tokens=500, seconds=0.5)
-    assert pace.seconds_for(100) == pytest.approx(0.1)
-    assert pace.tokens_in(2.0) == 2_000
+    for _ in range(10):
+        bulk(pace, tokens=10, seconds=1.0)
+    assert pace.throughput(0.0) is None
+    for _ in range(3):
+        assert pace.throughput(0.0) is None  # one slow moment is not believed
+        bulk(pace, tokens=500, seconds=0.5)
+    assert pace.throughput(0.0) == pytest.approx(1_000)
     bulk(pace, tokens=1_000, seconds=0.5)
-    assert 0.05 < (pace.seconds_for(100) or 0) < 0.1
+    assert 1_000 < (pace.throughput(0.0) or 0) < 2_000
+
+
+def test_an_old_throughput_is_forgotten() -> None:
+    pace = Pace()
+    for _ in range(3):
+        bulk(pace, tokens=500, seconds=0.5, now=100.0)
+    assert pace.throughput(150.0) is not None
+    assert pace.throughput(161.0) is None
+    bulk(pace, tokens=500, seconds=0.5, now=170.0)
+    assert pace.throughput(170.0) is not None
 
 
 @pytest.mark.parametrize(("wait_s", "seconds"), [(None, 1), (0.2, 1), (3.2, 4), (1e9, 60)])
