@@ -42,11 +42,12 @@ class Fault:
     raises: str | None = None  # name of a builtin exception, raised by every forward pass
     nan: str | None = None  # "always", or "unless_exact"
     hangs: bool = False  # until it is switched off
-    dies: bool = False  # the thread that asks about the model ends
+    dies: bool = False  # the thread that has run it ends when it comes again
     delay_s: float = 0.0  # of each forward pass
     max_tokens: int | None = None  # MemoryError where longest x count is above
     only_with: str | None = None  # the above only for inputs that hold this word
     load_fails: bool = False
+    load_s: float = 0.0
 
 
 class Faults:
@@ -123,7 +124,7 @@ class FaultyBackend(FakeBackend):
 
     @property
     def info(self) -> ModelInfo:
-        if threading.get_ident() == self._dying:
+        if threading.get_ident() == self._dying and self._file.now().dies:
             raise SystemExit
         return super().info
 
@@ -180,6 +181,7 @@ def main() -> None:
     faults = Faults(Path(sys.argv[1]))
 
     def load(*_: object) -> FaultyBackend:
+        time.sleep(faults.now().load_s)
         if faults.now().load_fails:
             raise OSError("told to")
         return FaultyBackend(faults)

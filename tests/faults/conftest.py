@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from faulty_server import Faults, embeddings_of
 from pellucid.models.backend import Batch, Float32
 from pellucid.models.sources.source import ModelSource
 from pellucid.models.transformers_backend import TransformersBackend
-from server_process import ServerProcess, server_process
+from server_process import ServerProcess, metric, server_process
 from tiny_models import build
 from wire import asked
 
@@ -48,10 +49,20 @@ class FaultyServer:
 
         return asyncio.run(all_of_them())
 
-    def require_sound(self) -> None:
-        """The next request is answered, with its own vector; what can be asked says so."""
+    def times(self, what: str) -> int:
+        """How often the server has counted that something happened to its models."""
+        return int(metric(self.client, "pellucid_inference_events_total", what=what))
+
+    def require_sound(self, *, within_s: float = 0.0) -> None:
+        """The next request is answered, with its own vector; what can be asked says so.
+
+        ``within_s``: so long it may be told to come again, while something is replaced.
+        """
         text = "The next request is answered."
-        assert_vectors(self.embed([text]), [text])
+        until = time.monotonic() + within_s
+        while (answer := self.embed([text])).status_code == 503 and time.monotonic() < until:
+            assert_problem(answer, 503, "worker_replaced")
+        assert_vectors(answer, [text])
         assert self.client.get("/ready").status_code == 200
         assert self.client.get("/health").status_code == 200
 

@@ -23,6 +23,7 @@ from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
 from pellucid.models.transformers_backend import TransformersBackend
 
 _REASON_CHARACTERS = 200
+_MORE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,10 @@ def convert(request: ConversionRequest) -> None:
     except Exception as error:  # torch, transformers and OpenVINO raise every kind
         reason = f"its computation cannot be traced ({_last_line(error)})"
         raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
-    ov.save_model(graph, request.folder / entry.FLOAT32, compress_to_fp16=False)
+    _save(graph, request.folder / entry.FLOAT32)
     if request.quantization == "int8":
         quantized = _quantized(graph, tokenizer, names)
-        ov.save_model(quantized, request.folder / entry.INT8, compress_to_fp16=False)
+        _save(quantized, request.folder / entry.INT8)
     GraphEntry(
         info=backend.info,
         tokenizer_state=state,
@@ -84,6 +85,16 @@ def convert(request: ConversionRequest) -> None:
         GraphKey.of(source.model_id, source.revision, request.quantization),
         conversion_s=round(time.perf_counter() - started, 2),
     )
+
+
+def _save(graph: ov.Model, path: Path) -> None:
+    """Raises OSError."""
+    try:
+        ov.save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        with path.with_suffix(".more").open("wb") as more:  # says what OpenVINO does not: why
+            more.write(bytes(_MORE_BYTES))
+        raise OSError(f"{path.name} could not be written ({_last_line(error)})") from error
 
 
 def _quantized(graph: ov.Model, tokenizer: EmbeddingTokenizer, names: Sequence[str]) -> ov.Model:
