@@ -35,6 +35,18 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def allow_open_files(count: int) -> None:
+    """Raise this process's own limit to ``count`` open files, as far as the system lets it."""
+    if os.name != "posix":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def port_holder(port: int) -> str:
     """Who listens on ``port`` of this machine, as far as this user may know."""
     import psutil

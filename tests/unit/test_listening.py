@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from pellucid.errors import AddressUnavailable, PortTaken
-from pellucid.listening import base_url, bind, port_holder
+from pellucid.listening import allow_open_files, base_url, bind, port_holder
 
 
 def test_port_0_is_a_real_port_that_accepts() -> None:
@@ -50,3 +50,25 @@ def test_an_address_of_another_machine_is_refused(host: str) -> None:
 )
 def test_the_url_is_one_that_this_machine_can_open(host: str, url: str) -> None:
     assert base_url(host, 1) == url
+
+
+def test_a_listener_s_connections_do_not_wait_to_fill_packets() -> None:
+    """asyncio switches Nagle's algorithm off only where the protocol is named: 40 ms per answer."""
+    with bind("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_the_limit_of_open_files_is_raised_and_never_lowered() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 200
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+        allow_open_files(low + 50)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (low + 50, before[1])
+        allow_open_files(low)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (low + 50, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

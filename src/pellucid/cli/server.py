@@ -21,6 +21,7 @@ from pellucid.api.http_protocol import HttpProtocol
 from pellucid.api.interruption import InFlight
 from pellucid.cli.announcement import Announcement
 from pellucid.errors import NotReady
+from pellucid.listening import allow_open_files
 from pellucid.progress import ProgressEvent
 from pellucid.services import Services, build_services
 from pellucid.settings import Settings
@@ -31,6 +32,7 @@ _ANSWER_S = 2  # to send the last answers, once all work has ended
 _CLOSE_S = 5.0  # to close everything; a forward pass or a download cannot be interrupted
 _POLL_S = 0.02
 _RETRY_AFTER_S = 5
+_OTHER_FILES = 512  # weights, caches, logs, connections to the Hub
 _PARENT_POLL_S = 1.0
 
 
@@ -115,6 +117,8 @@ def run_server(
     configure_logs(
         level=settings.log_level, format=settings.log_format, categories=settings.log_categories
     )
+    # Each connection is an open file; those beyond the limit are answered, too.
+    allow_open_files(2 * settings.max_connections + _OTHER_FILES)
     services = build_services(settings, progress=announcement)
     if services.auth_token_generated and services.auth_token is not None:
         announcement.show_token(services.auth_token)
