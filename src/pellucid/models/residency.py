@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pellucid.errors import NoFreeModelSlot, NotReady, OutOfMemory, PellucidErro
 from pellucid.models.backend import Backend, ModelRef, Runtime
 
 logger = logging.getLogger("pellucid.models")
+
+_CLOSING_S = 10.0  # a model that ends at all has ended by then
 
 Place = tuple[ModelRef, Runtime]  # a model is loaded once in each runtime that was asked for
 
@@ -103,8 +106,10 @@ class Residency:
 
     def make_room(self, key: ModelRef, needed: int, *, wait_s: float) -> None:
         """Close idle models, least recently used first, until ``needed`` bytes and a place are
-        free. Models at work are waited for, then reported."""
+        free. Models at work are waited for, then reported; so are those that were given up, whose
+        memory may never come back."""
         self.refuse_if_hopeless(key, needed)
+        deadline = time.monotonic() + max(wait_s, _CLOSING_S)
         while True:
             with self.state:
                 if not self.state.wait_for(
@@ -117,7 +122,9 @@ class Residency:
                     return
                 idle = next((model for model in self.models.values() if not model.in_use), None)
                 if idle is None:  # all that is in the way is being closed by another thread
-                    self.state.wait()
+                    if time.monotonic() >= deadline:
+                        raise self._no_room(key, needed)
+                    self.state.wait(deadline - time.monotonic())
                     continue
                 self.forget(idle)
             for callback in self.on_evicted:
@@ -152,7 +159,9 @@ class Residency:
         return OutOfMemory(
             model_id=key.model_id,
             needed_bytes=needed,
-            available_bytes=budget - sum(model.memory_bytes for model in busy),
+            available_bytes=max(
+                0, budget - self._closing_bytes - sum(model.memory_bytes for model in busy)
+            ),
             budget_bytes=budget,
         )
 

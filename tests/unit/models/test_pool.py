@@ -24,6 +24,7 @@ from pellucid.errors import (
     OutOfMemory,
     Overloaded,
 )
+from pellucid.models import residency
 from pellucid.models.backend import Backend, ModelRef
 from pellucid.models.fake.backend import FakeBackend
 from pellucid.models.pool import ModelPool, PoolLimits
@@ -391,3 +392,18 @@ def test_loads_that_nobody_waits_for_are_bounded_too() -> None:
     with pytest.raises(Overloaded):
         pool.request(named("d"))
     gate.set()
+
+
+def test_memory_of_a_model_that_was_given_up_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "_CLOSING_S", 0.05)
+    pool = make_pool(budget=150)
+    stuck = pool.acquire()
+    bury = pool.condemn(stuck.backend)
+    with pytest.raises(OutOfMemory, match="needs 100 bytes, 50 bytes can be freed of 150"):
+        pool.acquire()
+    stuck.release()
+    bury()
+    with pool.acquire() as fresh:
+        assert fresh is not stuck.backend
