@@ -547,6 +547,19 @@ def test_bad_texts_do_not_have_a_good_model_given_up(faults: Faults) -> None:
     assert bench.condemned == []
 
 
+def test_a_batch_with_one_sound_input_raises_no_doubt_about_the_model() -> None:
+    bench = Bench(faults=Faults(nan=True))
+    bench.faults.only_with = bench.backend.token_id_of("evil")
+
+    async def main() -> None:
+        for _ in range(5):
+            await bench.submit("evil", "good", stops_at_error=False).future
+
+    run(main())
+    assert bench.line.stop()
+    assert set(bench.backend.batches) == {(2, 3), (1, 3)}  # and no trial, which is longer
+
+
 def test_an_idle_model_is_tried_out_and_nobody_is_told() -> None:
     bench = Bench(canary_interval_s=0.01)
     bench.line.try_out()
