@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -699,3 +700,42 @@ def test_close_drains_and_then_refuses() -> None:
 
     run(main())
     assert bench.made[0].closed
+
+
+def test_models_that_make_room_are_told_of_and_those_that_were_unloaded_are_not() -> None:
+    bench = Bench(budget=100)
+
+    async def main() -> None:
+        await bench.engine.load()
+        await bench.engine.unload()
+        await bench.engine.load()
+        assert bench.events.counts["evicted"] == 0
+        await bench.engine.load(OTHER)
+        assert bench.events.counts["evicted"] == 1
+
+    run(main())
+
+
+def test_what_waits_is_told_by_lane() -> None:
+    bench = Bench(faults=Faults(delay_s=0.2))
+
+    async def main() -> None:
+        bulk = replace(ONE, priority="bulk", inputs=["hello world", "hello"])
+        first = asyncio.create_task(bench.engine.embed(ONE))
+        while not bench.in_use():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(bench.engine.embed(query)) for query in (ONE, bulk, bulk)]
+        await asyncio.sleep(0.05)
+        waiting = bench.engine.default_status().waiting_by_lane
+        assert {lane: found.requests for lane, found in waiting.items()} == {
+            "interactive": 1,
+            "bulk": 2,
+            "inspection": 0,
+        }
+        assert waiting["bulk"].tokens > waiting["interactive"].tokens > 0
+        await asyncio.gather(first, *others)
+        idle = bench.engine.default_status().waiting_by_lane
+        assert all((lane.requests, lane.tokens) == (0, 0) for lane in idle.values())
+
+    run(main())
