@@ -275,6 +275,19 @@ def test_a_model_that_can_have_no_graph_is_asked_once(
         load_graph(folder, tmp_path / "graphs")
 
 
+def test_too_little_memory_is_no_refusal(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pellucid.models.graph.tracing.trace", no_memory)
+        with pytest.raises(GraphUnavailable, match="too little memory"):
+            load_graph(own, tmp_path / "graphs")
+    assert load_graph(own, tmp_path / "graphs").info.embedding.runtime == "openvino"
+
+
 def test_a_cached_graph_starts_without_torch(own: Path, tmp_path: Path) -> None:
     load_graph(own, tmp_path / "graphs")
     program = f"""

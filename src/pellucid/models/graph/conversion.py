@@ -68,11 +68,13 @@ def convert(request: ConversionRequest) -> None:
     try:
         graph = tracing.trace(parts, tokenizer, names)
     except Exception as error:  # torch, transformers and OpenVINO raise every kind
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise MemoryError("there was too little memory to trace it") from error
         reason = f"its computation cannot be traced ({_last_line(error)})"
         raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
     _save(graph, request.folder / entry.FLOAT32)
     if request.quantization == "int8":
-        quantized = _quantized(graph, tokenizer, names)
+        quantized = _quantized(graph, tokenizer, names, model_id=source.model_id)
         _save(quantized, request.folder / entry.INT8)
     GraphEntry(
         info=backend.info,
@@ -97,14 +99,16 @@ def _save(graph: ov.Model, path: Path) -> None:
         raise OSError(f"{path.name} could not be written ({_last_line(error)})") from error
 
 
-def _quantized(graph: ov.Model, tokenizer: EmbeddingTokenizer, names: Sequence[str]) -> ov.Model:
+def _quantized(
+    graph: ov.Model, tokenizer: EmbeddingTokenizer, names: Sequence[str], *, model_id: str
+) -> ov.Model:
     from pellucid.models.graph.quantization import quantize
 
     def feed_of(texts: Sequence[str]) -> dict[str, Any]:
         batch = Batch.of(tokenizer.tokenize(texts), pad_id=tokenizer.pad_id)
         return dict(feed(batch, names, pad_id=tokenizer.pad_id))
 
-    return quantize(graph, feed_of)
+    return quantize(graph, feed_of, model_id=model_id)
 
 
 def _embeddings(backend: TransformersBackend, inputs: Sequence[EmbeddingInput]) -> Float32:
