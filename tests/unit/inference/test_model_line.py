@@ -454,6 +454,29 @@ def test_giving_up_answers_everyone_at_once() -> None:
     assert bench.backend.num_forwards == 1
 
 
+def test_a_thread_that_comes_back_while_it_is_given_up_is_buried_too() -> None:
+    buried, hang = threading.Event(), threading.Event()
+
+    def condemn(backend: Backend) -> Callable[[], None]:
+        hang.set()
+        time.sleep(0.02)  # it comes back meanwhile
+        return buried.set
+
+    backend = FakeBackend(faults=Faults(hang=hang))
+    line = ModelLine(backend, plain_settings(), on_condemned=condemn)
+
+    async def main() -> None:
+        job = line.open("bulk", on_done=lambda: None, stops_at_error=True)
+        line.submit(job, backend.tokenize_for_embedding(["a"]))
+        await until(lambda: backend.num_forwards)
+        line.condemn("hung")
+        with pytest.raises(WorkerReplaced):
+            await job.future
+
+    run(main())
+    assert buried.wait(5)
+
+
 def test_a_late_inspection_is_no_stall_before_its_deadline() -> None:
     bench = Bench(stall_timeout_s=0.05)
     gate = threading.Event()
