@@ -61,10 +61,10 @@ def test_a_thread_that_dies_is_replaced(impatient: FaultyServer) -> None:
     impatient.faults.set(dies=True, load_s=LOAD_S)
     before = impatient.times("restarted")
     with watched(impatient) as ready:
-        assert_vectors(impatient.embed(REQUESTS[0]), REQUESTS[0])
-        answers = impatient.embed_at_once(REQUESTS)
+        first = impatient.embed(REQUESTS[0])
+        answers = [first, *impatient.embed_at_once(REQUESTS)]
         assert 503 in [answer.status_code for answer in answers]
-        for texts, answer in zip(REQUESTS, answers, strict=True):
+        for texts, answer in zip([REQUESTS[0], *REQUESTS], answers, strict=True):
             if answer.status_code == 200:  # of the fresh one, before that died in turn
                 assert_vectors(answer, texts)
             else:
@@ -73,6 +73,19 @@ def test_a_thread_that_dies_is_replaced(impatient: FaultyServer) -> None:
         impatient.require_sound(within_s=SOON_S)
     assert 503 in ready, "not ready, and nobody was told"
     assert impatient.times("restarted") > before
+
+
+def test_one_that_can_not_be_replaced_is_told_of(impatient: FaultyServer) -> None:
+    impatient.faults.set(hangs=True, load_fails=True)
+    assert_problem(impatient.embed(["a text"]), 503, "worker_replaced")
+    for _ in range(2):  # each request tries again
+        assert_problem(impatient.embed(["a text"]), 422, "model_load_failed")
+    ready = impatient.client.get("/ready")
+    assert ready.status_code == 503
+    assert ready.json()["error"]["code"] == "model_load_failed"
+    assert impatient.client.get("/health").status_code == 200
+    impatient.faults.clear()
+    impatient.require_sound()
 
 
 def test_an_idle_model_that_hangs_is_noticed_before_anybody_asks(impatient: FaultyServer) -> None:
