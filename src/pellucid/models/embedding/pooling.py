@@ -177,7 +177,7 @@ def _ranks(real: Tensor) -> Tensor:
 
 
 def _picked(token_embeddings: Tensor, positions: Tensor) -> Tensor:
-    if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined]
         # the same as a product: in a graph whose last step is one, OpenVINO computes all steps
         # before it in bfloat16, which saves a tenth of the time
         places = torch.arange(token_embeddings.shape[1], device=positions.device)
