@@ -40,7 +40,8 @@ def test_the_last_hidden_state_is_what_embeddings_are_made_of(http: httpx.Client
     states = np.array(_process(http, text=TEXT)["embeddings"])
     mean = states.mean(axis=0)
     embedded = http.post("/embed", json={"texts": [TEXT]}).json()["vectors"][0]
-    np.testing.assert_allclose(mean / np.linalg.norm(mean), embedded, atol=1e-5)
+    # Embeddings come from another runtime, in bfloat16 where the CPU has it.
+    assert mean / np.linalg.norm(mean) @ np.array(embedded) > 0.999
 
 
 def test_projections_come_when_asked_for_and_are_the_same_again(http: httpx.Client) -> None:
