@@ -312,6 +312,8 @@ class ModelLine:
         self._events.waited(model_id=self._name, lane="inspection", queue_s=queue_s)
 
     def _run_batch(self, batch: LaneBatch) -> None:
+        for queue_s in batch.waits:
+            self._events.waited(model_id=self._name, lane=batch.lane, queue_s=queue_s)
         is_trial = all(job.is_trial for job, _ in batch.pieces)
         encoder = self._trial_encoder if is_trial else self._encoder
         outcome = encoder.encode(batch.inputs, is_wanted=lambda row: batch.pieces[row][0].is_open)
@@ -345,8 +347,6 @@ class ModelLine:
 
     def _learn(self, batch: LaneBatch, outcome: Outcome, *, is_trial: bool) -> None:
         """What the batch tells about the model: its pace, its memory, its health."""
-        for queue_s in batch.waits:
-            self._events.waited(model_id=self._name, lane=batch.lane, queue_s=queue_s)
         for forward in outcome.passes:
             with self._changed:
                 self._pace.batch_ran(

@@ -46,7 +46,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> BackendEngine:
     engine = BackendEngine()
-    monkeypatch.setattr(pellucid.services, "build_engine", lambda settings, progress: engine)
+    monkeypatch.setattr(pellucid.services, "build_engine", lambda *_, **__: engine)
     return engine
 
 

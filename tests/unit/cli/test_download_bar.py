@@ -57,7 +57,7 @@ class FailingEngine(StubEngine):
 def test_the_terminal_is_as_before_when_the_model_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def build(settings: Any, progress: Any) -> FailingEngine:
+    def build(settings: Any, progress: Any, **_: Any) -> FailingEngine:
         FailingEngine.progress = progress
         return FailingEngine()
 
