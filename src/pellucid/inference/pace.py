@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 _WEIGHT = 0.2  # of the newest measurement in a moving mean
-_BULK_SLICE_S = 0.012  # how long a batch of the bulk lane may hold up an interactive request
+_BULK_SLICE_S = 0.010  # how long a batch of the bulk lane may hold up an interactive request
 _INTERACTIVE_MEMORY_S = 1.0  # how long bulk batches stay short after an interactive request
 _FIRST_SLICE_TOKENS = 256  # before anything has been measured
 _LEAST_SLICE_TOKENS = 32

@@ -60,6 +60,7 @@ def test_a_request_that_is_gone_runs_no_more() -> None:
     assert lane.waiting_tokens == 30
     batch = lane.next_batch(max_tokens=1_000)
     assert [job for job, _ in batch.pieces] == [stays]
+    assert not gone.inputs  # nor are they kept in memory
     assert not lane.has_inputs
 
 
