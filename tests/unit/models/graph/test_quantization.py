@@ -66,14 +66,18 @@ def test_int8_is_near_torch(compiled: Any, tiny_backend: TinyBackend, together: 
     assert 0.9 < found.min() < 0.99999  # and it is int8
 
 
-def test_only_the_encoders_weights_are_int8(quantized: tuple[ov.Model, ov.Model]) -> None:
+def test_the_encoders_products_are_int8_but_for_the_most_sensitive_one(
+    quantized: tuple[ov.Model, ov.Model],
+) -> None:
     whole, small = (_products(graph) for graph in quantized)
     assert whole.keys() == small.keys()
     assert not any(whole.values())
-    for name, is_int8 in small.items():
-        assert is_int8 == name.startswith("__module.encoder."), name
-    assert any(small.values())
-    assert not all(small.values())
+    exact = [name for name, is_int8 in small.items() if not is_int8]
+    first, *outside = exact
+    assert "encoder.layer.0.output.dense" in first
+    assert outside
+    assert not any(name.startswith("__module.encoder.") for name in outside)
+    assert len(exact) < len(small) / 2
 
 
 def _products(graph: ov.Model) -> dict[str, bool]:
