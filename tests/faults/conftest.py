@@ -25,6 +25,7 @@ from wire import asked
 FAKE = {"device": "cpu", "memory_budget_bytes": 1_000_000_000, "model": "fake/default"}
 EMBEDDINGS = "/v1/embeddings"
 MAX_WAITING = 260
+SOON_S = 20.0
 
 
 class FaultyServer:
@@ -137,6 +138,14 @@ def tiny_embedding(tiny_encoder: Path) -> Callable[[str], Float32]:
         return unit
 
     return embedding_of
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must happen soon."""
+    end = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        await asyncio.sleep(0.01)
 
 
 def assert_vectors(answer: httpx.Response, texts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import time
 import httpx
 import psutil
 
-from faults.conftest import EMBEDDINGS, FaultyServer, assert_vectors
+from faults.conftest import EMBEDDINGS, FaultyServer, assert_vectors, until
 from faulty_server import ids_of
 from server_process import metric
 from wire import Connection, asked, request_of
@@ -37,8 +37,7 @@ def test_those_who_left_before_their_batch_never_reach_the_model(patient: Faulty
     async def visit() -> list[httpx.Response]:
         port = patient.server.port
         blocking = asyncio.create_task(asked(port, EMBEDDINGS, {"input": BLOCKING}))
-        while not patient.faults.batches():
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(patient.faults.batches()))
         answers = asyncio.gather(*(asked(port, EMBEDDINGS, {"input": t}) for t in staying))
         visitors = [await Connection.open(port) for _ in leaving]
         for visitor, text in zip(visitors, leaving, strict=True):

@@ -7,7 +7,14 @@ import time
 
 import httpx
 
-from faults.conftest import EMBEDDINGS, MAX_WAITING, FaultyServer, assert_problem, assert_vectors
+from faults.conftest import (
+    EMBEDDINGS,
+    MAX_WAITING,
+    FaultyServer,
+    assert_problem,
+    assert_vectors,
+    until,
+)
 from server_process import metric
 from wire import asked
 
@@ -21,11 +28,10 @@ def test_every_request_is_answered_or_told_to_come_again(patient: FaultyServer) 
     async def come() -> list[httpx.Response]:
         port = patient.server.port
         blocking = asyncio.create_task(asked(port, EMBEDDINGS, {"input": BLOCKING}))
-        while not patient.faults.batches():
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(patient.faults.batches()))
         tasks = [asyncio.create_task(asked(port, EMBEDDINGS, {"input": t})) for t in texts]
-        while sum(task.done() for task in tasks) < NUM_REQUESTS - MAX_WAITING:
-            await asyncio.sleep(0.01)  # those for whom there is no room are told so at once
+        # those for whom there is no room are told so at once
+        await until(lambda: sum(task.done() for task in tasks) >= NUM_REQUESTS - MAX_WAITING)
         patient.faults.clear()
         assert_vectors(await blocking, [BLOCKING])
         return await asyncio.gather(*tasks)

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from faults.conftest import EMBEDDINGS, FaultyServer, assert_problem, assert_vectors, faulty
-from wire import CODE_OF_NO_ANSWER, asked
+from faults.conftest import EMBEDDINGS, FaultyServer, assert_problem, assert_vectors, faulty, until
+from wire import CODE_OF_NO_ANSWER, Connection, asked, request_of
 
 NUM_REQUESTS = 30
 
@@ -20,8 +20,7 @@ async def ask_then_end(server: FaultyServer, texts: list[str], ending: int) -> l
     """The answers to requests that were at work, or waited, when the signal came."""
     port = server.server.port
     tasks = [asyncio.create_task(asked(port, EMBEDDINGS, {"input": text})) for text in texts]
-    while not server.faults.batches():
-        await asyncio.sleep(0.01)
+    await until(lambda: bool(server.faults.batches()))
     await asyncio.sleep(0.1)  # the others have arrived by then
     server.server.process.send_signal(ending)
     await asyncio.sleep(0.1)
@@ -62,6 +61,21 @@ def test_at_the_deadline_the_rest_is_told(tmp_path: Path, hangs: bool) -> None:
     assert unanswered == NUM_REQUESTS if hangs else 0 < unanswered < NUM_REQUESTS
 
 
+def test_whoever_has_sent_half_a_request_is_told(tmp_path: Path) -> None:
+    async def send_half_then_end(server: FaultyServer) -> httpx.Response:
+        connection = await Connection.open(server.server.port)
+        await connection.send(request_of(EMBEDDINGS, {"input": "half of it"})[:-5])
+        await asyncio.sleep(0.1)
+        server.server.process.send_signal(signal.SIGTERM)
+        answer = await connection.answer()
+        await connection.close()
+        return answer
+
+    with faulty(tmp_path, shutdown_timeout_s=0.5) as server:
+        assert_problem(asyncio.run(send_half_then_end(server)), 503, "not_ready")
+        assert server.server.end(within_s=3) == 0
+
+
 def test_told_twice_it_ends_at_once(tmp_path: Path) -> None:
     with faulty(tmp_path) as server:
         server.faults.set(hangs=True)
@@ -70,8 +84,7 @@ def test_told_twice_it_ends_at_once(tmp_path: Path) -> None:
             asking = asyncio.create_task(
                 asked(server.server.port, EMBEDDINGS, {"input": "never answered"})
             )
-            while not server.faults.batches():
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(server.faults.batches()))
             server.server.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.3)
             assert server.server.process.poll() is None, "it did not wait for what runs"
