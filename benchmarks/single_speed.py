@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from benchmarks.texts import short_texts
 
 _OURS, _ONNX, _INFINITY = "pellucid", "ONNX Runtime", "Infinity"
 _COMPARISONS = (("single_onnx", _OURS, _ONNX), ("single_infinity", _INFINITY, _OURS))
+_STAGE = re.compile(r"(\w+);dur=([\d.]+)")
 _BULK_STARTS_S = 1.5
 
 # Seconds of each call of one round.
@@ -40,13 +42,15 @@ def single_rows(contenders: Contenders, size: Size) -> list[Row]:
     found = alternate(sides, rounds=size.single_rounds)
     medians = {name: [float(np.median(calls)) for calls in found[name]] for name in found}
     latency = {name: percentiles_ms(list(chain(*rounds))) for name, rounds in found.items()}
+    stages_ms = _median_stages_ms(contenders.own_server(), texts)
     rows = []
     for row, above, below in _COMPARISONS:
         if missing := [name for name in (above, below) if name not in found]:
             rows.append(not_measured(row, contenders.reasons[missing[0]]))
             continue
         told = {name: latency[name] for name in (above, below)}
-        rows.append(row_of(row, ratios(medians[above], medians[below]), latency=told))
+        found_ratios = ratios(medians[above], medians[below])
+        rows.append(row_of(row, found_ratios, latency=told, stages_ms=stages_ms))
     return rows
 
 
@@ -85,6 +89,17 @@ def _over_http(server: Server, path: str, texts: tuple[str, ...], **fields: str)
             return [_seconds(connection, request) for request in requests]
 
     return ask
+
+
+def _median_stages_ms(server: Server, texts: tuple[str, ...]) -> dict[str, float]:
+    """Where the server says that its time went."""
+    with Connection(server.port) as connection:
+        replies = [connection.exchange(post(EMBEDDINGS, {"input": text})) for text in texts]
+    stages: dict[str, list[float]] = {}
+    for reply in replies:
+        for name, duration in _STAGE.findall(reply.headers[b"server-timing"].decode()):
+            stages.setdefault(name, []).append(float(duration))
+    return {name: round(float(np.median(each)), 3) for name, each in stages.items()}
 
 
 def _for_a_while(server: Server, seconds: float) -> list[float]:
