@@ -110,7 +110,7 @@ def server_process(
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=folder,
-            env=kept | {"OMP_NUM_THREADS": "1"} | variables | (environment or {}),
+            env=kept | variables | (environment or {}),
         )
     server = ServerProcess(process, stderr_path)
     try:

@@ -31,7 +31,7 @@ PROMISED = {
     "forward_out_of_memory": 503,
 }
 NUM_CLIENTS = 12
-DURATION_S = 4.0
+DURATION_S = 2.5
 
 
 def test_every_answer_is_its_own_or_says_what_went_wrong(impatient: FaultyServer) -> None:
