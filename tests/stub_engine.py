@@ -139,6 +139,7 @@ class StubEngine:
             is_default=True,
             memory_bytes=self.info.memory_bytes if loaded else None,
             info=self.info if loaded else None,
+            embedding=self.info.embedding if loaded else None,
             healthy=self.healthy,
         )
 

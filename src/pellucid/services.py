@@ -129,7 +129,8 @@ class Services:
 
     def _watch_engine(self) -> None:
         def loaded() -> list[Any]:
-            return [model for model in self.engine.list_models() if model.state == "loaded"]
+            # one runtime of a model may be loading beside another
+            return [each for each in self.engine.list_models() if each.memory_bytes is not None]
 
         self.metrics.watch(
             "pellucid_models_loaded", "Models in memory.", lambda: float(len(loaded()))

@@ -17,7 +17,7 @@ from pellucid.api.error_handlers import GUARDED, PUBLIC
 from pellucid.api.route import MAX_CONTAINERS, MAX_DEPTH
 from pellucid.inference.knockouts import MAX_KNOCKOUTS
 from pellucid.introspection.projection import UMAP_MIN_POINTS
-from pellucid.models.backend import ModelInfo
+from pellucid.models.backend import EmbeddingRuntime, ModelInfo
 from pellucid.services import Services
 from pellucid.settings import Settings
 
@@ -105,7 +105,7 @@ class InfoAnswer(BaseModel):
     )
     max_embedding_tokens: int | None = Field(description="Where texts are cut for embedding.")
     embedding: EmbeddingRuntimeAnswer | None = Field(
-        description="What computes the embeddings; null until the model is loaded."
+        description="What computes the embeddings; null until that is loaded."
     )
     sign_in: bool = Field(description="Whether requests need a token.")
     limits: dict[str, int | float] = Field(
@@ -147,7 +147,7 @@ async def get_ready(services: ServicesDep, response: Response) -> ReadyAnswer:
         total_bytes=readiness.total_bytes,
         eta_s=readiness.eta_s,
         error=readiness.error,
-        parity=_parity(status.info),
+        parity=_parity(status.embedding),
     )
 
 
@@ -171,29 +171,28 @@ async def get_info(services: ServicesDep) -> InfoAnswer:
         pooling=info.pooling if info else None,
         max_tokens=_max_tokens(info, services.settings) if info else None,
         max_embedding_tokens=info.max_embedding_tokens if info else None,
-        embedding=_embedding(info),
+        embedding=_embedding(status.embedding),
         sign_in=services.auth_token is not None,
         limits=limits | _FIXED_LIMITS,
     )
 
 
-def _embedding(info: ModelInfo | None) -> EmbeddingRuntimeAnswer | None:
-    if info is None:
+def _embedding(runtime: EmbeddingRuntime | None) -> EmbeddingRuntimeAnswer | None:
+    if runtime is None:
         return None
-    runtime = info.embedding
     return EmbeddingRuntimeAnswer(
         runtime=runtime.runtime,
         precision=runtime.precision,
         quantization=runtime.quantization,
-        parity=_parity(info),
+        parity=_parity(runtime),
         reason=runtime.reason,
     )
 
 
-def _parity(info: ModelInfo | None) -> ParityAnswer | None:
-    if info is None or info.embedding.parity is None:
+def _parity(runtime: EmbeddingRuntime | None) -> ParityAnswer | None:
+    if runtime is None or runtime.parity is None:
         return None
-    return ParityAnswer.model_validate(info.embedding.parity, from_attributes=True)
+    return ParityAnswer.model_validate(runtime.parity, from_attributes=True)
 
 
 def _max_tokens(info: ModelInfo, settings: Settings) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
 from pellucid.models.backend import (
+    EmbeddingRuntime,
     Float32,
     InputType,
     Knockout,
@@ -179,6 +180,7 @@ class ModelStatus:
     waiting_by_lane: Mapping[str, Waiting] = field(default_factory=dict)
     memory_bytes: int | None = None
     info: ModelInfo | None = None
+    embedding: EmbeddingRuntime | None = None  # None: what embeds it is not loaded
     error: Mapping[str, Any] | None = None  # code and detail of the last failure
     healthy: bool = True  # False: its worker stopped answering and is being replaced
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -43,8 +43,8 @@ from pellucid.inference.tokenizer_threads import TokenizerThreads
 from pellucid.inference.umap_line import UmapLine
 from pellucid.inference.watchdog import Watchdog
 from pellucid.inference.worker import StillWanted, Work, as_failure
-from pellucid.models.backend import Backend, ModelInfo, ModelRef, Runtime
-from pellucid.models.pool import Lease, LoadedModel, ModelPool
+from pellucid.models.backend import Backend, EmbeddingRuntime, ModelInfo, ModelRef, Runtime
+from pellucid.models.pool import Lease, LoadedModel, ModelPool, PoolView
 from pellucid.settings import Settings
 from pellucid.units import rounded_ms
 
@@ -348,45 +348,64 @@ class LocalEngine:
         return await asyncio.to_thread(self._pool.limits.memory_budget)
 
     def list_models(self) -> list[ModelStatus]:
+        """Each model once, in whichever runtimes it is loaded or loading."""
         view = self._pool.view()
         by_key: dict[ModelRef, list[LoadedModel]] = {}
         for model in reversed(view.loaded):
             by_key.setdefault(model.key, []).append(model)
-        statuses = [
-            self._loaded_status(models, is_default=key == view.default_key)
-            for key, models in by_key.items()
-        ]
+        statuses, told = [], set[ModelRef | None]()
+        for key, models in by_key.items():
+            is_default = key == view.default_key
+            names = {None} if is_default else {key, replace(key, revision=None)}
+            told |= names
+            statuses.append(self._loaded_status(models, view, names, is_default=is_default))
         statuses += [
-            self._status(ref, "loading", waiting=waiting) for ref, waiting in view.loading.items()
+            self._status(ref, "loading", waiting=waiting)
+            for ref, waiting in view.loading.items()
+            if ref not in told
         ]
         statuses += [
             self._status(ref, "failed", error=error)
             for ref, error in view.failures.items()
-            if ref not in view.loading
+            if ref not in view.loading and ref not in told
         ]
         if not any(status.is_default for status in statuses):
             statuses.append(self._status(None, "available"))
         return sorted(statuses, key=lambda status: not status.is_default)
 
-    def _loaded_status(self, models: list[LoadedModel], *, is_default: bool) -> ModelStatus:
-        """One model, in whichever runtimes it is loaded."""
+    def _loaded_status(
+        self,
+        models: list[LoadedModel],
+        view: PoolView,
+        names: Set[ModelRef | None],
+        *,
+        is_default: bool,
+    ) -> ModelStatus:
+        """One model, which requests call by ``names``, in whichever runtimes it is loaded."""
         info = min(models, key=lambda model: model.runtime == "torch").backend.info
+        loading = names & view.loading.keys()
+        embedding: EmbeddingRuntime | None = info.embedding
+        if info.embedding.runtime != self._embeds_with:
+            missing = next((self._graphless[each] for each in names & self._graphless.keys()), None)
+            # Unless the graph is known to be missing, torch was loaded to inspect, not to embed.
+            embedding = None
+            if missing is not None:
+                embedding = replace(info.embedding, reason=str(missing.facts["reason"]))
+        failure = next((view.failures[each] for each in names & view.failures.keys()), None)
         key = models[0].key
-        names = (None if is_default else key, replace(key, revision=None))
-        missing = next((self._graphless[name] for name in names if name in self._graphless), None)
-        if missing is not None and info.embedding.runtime == "torch":
-            embedding = replace(info.embedding, reason=str(missing.facts["reason"]))
-            info = replace(info, embedding=embedding)
         return ModelStatus(
             model_id=key.model_id,
             revision=key.revision,
-            state="loaded",
+            state="loading" if embedding is None and loading else "loaded",
             is_default=is_default,
             in_use=sum(model.in_use for model in models),
-            waiting=sum(self._waiting(model.backend) for model in models),
+            waiting=sum(self._waiting(model.backend) for model in models)
+            + sum(view.loading[each] for each in loading),
             waiting_by_lane=self._waiting_by_lane(models),
             memory_bytes=sum(model.memory_bytes for model in models),
             info=info,
+            embedding=embedding,
+            error=_told(failure),
             healthy=all(self._is_healthy(model.backend) for model in models),
         )
 
@@ -427,7 +446,7 @@ class LocalEngine:
             state=state,
             is_default=ref is None,
             waiting=waiting,
-            error=None if error is None else {"code": error.code, "detail": error.detail},
+            error=_told(error),
         )
 
     def _permitted(self, ref: ModelRef | None) -> ModelRef | None:
@@ -510,6 +529,10 @@ def _tokenize(
         return tokenize(backend, query, refused=refused)
     except BaseException as error:  # Rust libraries panic with a BaseException
         raise as_failure(error, backend.info.model_id) from error
+
+
+def _told(error: PellucidError | None) -> dict[str, str] | None:
+    return None if error is None else {"code": error.code, "detail": error.detail}
 
 
 def _release_late(future: Future[Lease]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +38,7 @@ class Loads:
 
     graphless: set[str] = field(default_factory=set)
     order: list[tuple[str, Runtime]] = field(default_factory=list)
+    before_graph: Callable[[], object] = lambda: None
 
     def __call__(self, source: ModelSource, runtime: Runtime) -> Backend:
         self.order.append((source.model_id, runtime))
@@ -44,6 +47,7 @@ class Loads:
             return FakeBackend(model)
         if source.model_id in self.graphless:
             raise GraphUnavailable(model_id=source.model_id, reason="it is odd")
+        self.before_graph()
         return GraphBackend(model)
 
 
@@ -67,8 +71,45 @@ def test_a_graph_embeds_and_torch_is_loaded_by_the_first_inspection() -> None:
         assert loads.order[1:] == [(DEFAULT.model_id, "torch")]
         (status,) = engine.list_models()
         assert (status.memory_bytes, status.is_default) == (200, True)
+        assert status.embedding == EmbeddingRuntime(runtime="openvino", parity=PARITY)
+
+    asyncio.run(main())
+
+
+def test_a_model_loaded_only_to_inspect_does_not_say_that_torch_embeds_it() -> None:
+    engine = make_engine(Loads())
+
+    async def main() -> None:
+        await engine.inspect(InspectionQuery(text="hello"))
+        status = engine.default_status()
+        assert (status.state, status.embedding) == ("loaded", None)
         assert status.info is not None
-        assert status.info.embedding.runtime == "openvino"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", [None, ModelRef(model_id="a/other")])
+def test_a_model_is_listed_once_and_as_loading_until_what_embeds_it_is_loaded(
+    name: ModelRef | None,
+) -> None:
+    go_on = threading.Event()
+    loads = Loads(before_graph=lambda: go_on.wait(10))
+    engine = make_engine(loads)
+
+    async def main() -> None:
+        await engine.inspect(InspectionQuery(text="hello", model=name))
+        loading = asyncio.create_task(engine.load(name))
+        while len(loads.order) < 2:
+            await asyncio.sleep(0.001)
+        status, *others = [status for status in engine.list_models() if status.memory_bytes]
+        assert (status.state, status.embedding, status.waiting) == ("loading", None, 1)
+        assert not others
+        assert [status.state for status in engine.list_models()].count("loading") == 1
+        go_on.set()
+        await loading
+        status = next(status for status in engine.list_models() if status.memory_bytes)
+        assert status.state == "loaded"
+        assert status.embedding is not None
 
     asyncio.run(main())
 
@@ -83,8 +124,7 @@ def test_without_a_graph_torch_embeds_and_the_model_says_why() -> None:
             await engine.embed(ONE)
         assert [runtime for _, runtime in loads.order] == ["openvino", "torch"]
         status = engine.default_status()
-        assert status.info is not None
-        assert status.info.embedding == EmbeddingRuntime(runtime="torch", reason="it is odd")
+        assert status.embedding == EmbeddingRuntime(runtime="torch", reason="it is odd")
         assert status.state == "loaded"
 
     asyncio.run(main())
