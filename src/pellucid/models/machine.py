@@ -33,6 +33,8 @@ def memory_bytes() -> int:
 
 def trim_heap() -> None:
     """Give pages that were freed back to the system."""
+    if platform.system() == "Windows":  # where a process is no library
+        return
     # glibc keeps them for itself unless told; other C libraries have no such call
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

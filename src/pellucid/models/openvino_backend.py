@@ -36,7 +36,12 @@ from pellucid.models.backend import (
 )
 from pellucid.models.graph import entry as entry_files
 from pellucid.models.graph.buckets import Buckets
-from pellucid.models.graph.compiled import CompiledGraph, Precision, fastest_precision
+from pellucid.models.graph.compiled import (
+    CompiledGraph,
+    GraphFile,
+    Precision,
+    fastest_precision,
+)
 from pellucid.models.graph.entry import GraphEntry
 from pellucid.models.graph.obtaining import obtain
 from pellucid.models.graph.reference import parity
@@ -55,9 +60,21 @@ _logger = logging.getLogger(__name__)
 class OpenVinoBackend:
     """One converted model. It embeds and does nothing else; tokenising is thread-safe."""
 
-    def __init__(self, entry: GraphEntry, folder: Path, *, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        entry: GraphEntry,
+        folder: Path,
+        *,
+        quantization: Quantization,
+        num_threads: int | None,
+    ) -> None:
+        """Raises OSError."""
         self._entry = entry
         self.folder = folder  # of the graph
+        self._exact_file = GraphFile(folder / entry_files.FLOAT32)
+        self._file = self._exact_file
+        if quantization == "int8":
+            self._file = GraphFile(folder / entry_files.INT8)
         self._num_threads = num_threads
         self._tokenizer: EmbeddingTokenizer = entry.tokenizer
         self._buckets = Buckets(
@@ -90,15 +107,16 @@ class OpenVinoBackend:
             trust_remote_code=trust_remote_code,
             num_threads=num_threads,
         )
-        backend = cls(entry, folder, num_threads=num_threads)
         try:
+            backend = cls(entry, folder, quantization=quantization, num_threads=num_threads)
             backend._open(
                 quantization=quantization,
                 precision=fastest_precision() if precision == "auto" else precision,
                 threshold=MIN_PARITY[quantization] if min_parity is None else min_parity,
             )
         except (OSError, RuntimeError) as error:  # the latter for all that OpenVINO has to say
-            reason = f"OpenVINO cannot run its graph ({str(error).strip().splitlines()[-1]})"
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            reason = f"OpenVINO cannot run its graph ({said[-1]})"
             raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
         return backend
 
@@ -176,12 +194,12 @@ class OpenVinoBackend:
     def _open(self, *, quantization: Quantization, precision: Precision, threshold: float) -> None:
         """Compile, compare with torch, warm up. Raises GraphUnavailable, RuntimeError."""
         reason = None
-        self._graph = self._compiled(quantization, precision)
+        self._graph = self._compiled(self._file, precision)
         measured = self._parity(self._graph, threshold)
         if measured.min_cosine < threshold and precision == "bfloat16" and quantization == "none":
             reason = f"in bfloat16 its cosine with PyTorch falls to {measured.min_cosine:.5f}"
             precision = "float32"
-            self._graph = self._compiled(quantization, precision)
+            self._graph = self._compiled(self._file, precision)
             measured = self._parity(self._graph, threshold)
         if measured.min_cosine < threshold:
             self.close()
@@ -195,7 +213,7 @@ class OpenVinoBackend:
         warmed, of_all = self._graph.warm_up(
             max_tokens=self._tokenizer.max_tokens, budget_s=_WARM_UP_S
         )
-        self._graph.forget_pages()
+        self._file.forget_pages()
         _logger.debug(
             "%s: %d of %d shapes warmed in %.1f s.",
             *(self._info.model_id, warmed, of_all, time.perf_counter() - started),
@@ -215,10 +233,9 @@ class OpenVinoBackend:
             ),
         )
 
-    def _compiled(self, quantization: Quantization, precision: Precision) -> CompiledGraph:
-        name = entry_files.INT8 if quantization == "int8" else entry_files.FLOAT32
+    def _compiled(self, file: GraphFile, precision: Precision) -> CompiledGraph:
         return CompiledGraph(
-            self.folder / name,
+            file,
             precision=precision,
             num_threads=self._num_threads,
             input_names=self._entry.input_names,
@@ -235,15 +252,14 @@ class OpenVinoBackend:
 
     def _encode_exactly(self, batch: Batch) -> Float32:
         if self._exact is None:
-            self._exact = self._compiled("none", "float32")
+            self._exact = self._compiled(self._exact_file, "float32")
         embeddings = self._exact.encode(batch)
-        self._exact.forget_pages()  # it is rarely asked for
+        self._exact_file.forget_pages()  # it is rarely asked for
         return embeddings
 
     def _memory_bytes(self, quantization: Quantization, precision: Precision) -> int:
         """The weights as stored, mapped from disk, and as the products are computed with."""
-        name = entry_files.INT8 if quantization == "int8" else entry_files.FLOAT32
-        stored = (self.folder / name).with_suffix(".bin").stat().st_size
+        stored = len(self._file.weights)
         halved = quantization == "none" and precision == "bfloat16"
         return stored + (stored // 2 if halved else stored)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +245,15 @@ def test_a_corrupt_graph_is_converted_anew(
     weights.write_bytes(content)
     np.testing.assert_array_equal(encode(load_graph(own, tmp_path / "graphs"), TEXTS[:3]), expected)
     assert "float32.bin is not as it was written" in caplog.text
+
+
+def test_a_graph_that_another_server_replaced_goes_on(own: Path, tmp_path: Path) -> None:
+    graph = load_graph(own, tmp_path / "graphs")
+    expected = encode(graph, TEXTS[:3])
+    shutil.rmtree(tmp_path / "graphs")
+    np.testing.assert_array_equal(encode(graph, TEXTS[:3]), expected)
+    batch = Batch.of(graph.tokenize_for_embedding(TEXTS[:3]), pad_id=graph.pad_id)
+    assert cosines(graph.encode(batch, exact=True), expected).min() > 0.999
 
 
 def test_a_full_disk_leaves_nothing_and_may_go_well_later(

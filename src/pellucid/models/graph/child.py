@@ -21,7 +21,8 @@ _STDERR_CHARACTERS = 300
 # tokens and passwords stand there too.
 _PASSED_ON = frozenset(
     {
-        *("PATH", "HOME", "USER", "LANG", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV"),
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV"),
+        *("TEMP", "TMP", "SYSTEMROOT", "USERNAME", "USERPROFILE", "LOCALAPPDATA"),
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME", "HF_MODULES_CACHE"),
         *("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"),
     }

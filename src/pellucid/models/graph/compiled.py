@@ -26,12 +26,29 @@ def fastest_precision() -> Precision:
     return "bfloat16" if "BF16" in capabilities else "float32"
 
 
+class GraphFile:
+    """A graph as it lies on disk, held open: it stays readable when another server, of other
+    versions, replaces it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.definition = path.read_bytes()
+        self.weights = _mapped(path.with_suffix(".bin"))
+
+    def forget_pages(self) -> None:
+        """Give the memory of the weights as stored back: most were read once, to be packed for the
+        products, and what is needed again (rows of the embedding table) is read again."""
+        if hasattr(self.weights, "madvise"):
+            self.weights.madvise(mmap.MADV_DONTNEED)
+        machine.trim_heap()
+
+
 class CompiledGraph:
     """Runs batches of any shape in the shapes of its buckets. Used by one thread at a time."""
 
     def __init__(
         self,
-        path: Path,
+        file: GraphFile,
         *,
         precision: Precision,
         num_threads: int | None,
@@ -39,17 +56,17 @@ class CompiledGraph:
         pad_id: int,
         buckets: Buckets,
     ) -> None:
-        """Raises OSError, and RuntimeError as OpenVINO does for everything."""
+        """Raises RuntimeError, as OpenVINO does for everything."""
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _OPENVINO_NAME[precision],
             "NUM_STREAMS": 1,  # one batch at a time, all threads on it
         }
         if num_threads is not None:
             options["INFERENCE_NUM_THREADS"] = num_threads
-        self._weights = _mapped(path.with_suffix(".bin"))
-        weights = ov.Tensor(np.frombuffer(self._weights, dtype=np.uint8), shared_memory=True)
+        self._file = file  # the graph reads its weights where they are
+        weights = ov.Tensor(np.frombuffer(file.weights, dtype=np.uint8), shared_memory=True)
         core = ov.Core()
-        graph = core.read_model(path.read_bytes(), weights)
+        graph = core.read_model(file.definition, weights)
         self._request = core.compile_model(graph, "CPU", options).create_infer_request()
         self._input_names = tuple(input_names)
         self._pad_id = pad_id
@@ -78,13 +95,6 @@ class CompiledGraph:
             feeder = Feeder(batch, self._input_names, pad_id=self._pad_id)
             self._infer(feeder.feed(_all_rows(ids), num_rows=num_rows, seq_len=seq_len))
         return len(shapes), len(shapes)
-
-    def forget_pages(self) -> None:
-        """Give the memory of the weights as stored back: most were read once, to be packed for the
-        products, and what is needed again (rows of the embedding table) is read again."""
-        if hasattr(self._weights, "madvise"):
-            self._weights.madvise(mmap.MADV_DONTNEED)
-        machine.trim_heap()
 
     def _infer(self, feed: Mapping[str, Int32]) -> Float32:
         """The output itself, good until the next call."""

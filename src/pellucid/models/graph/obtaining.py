@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from pellucid.errors import GraphUnavailable
@@ -67,5 +66,4 @@ def _find(store: GraphStore, key: GraphKey) -> tuple[GraphEntry, Path] | None:
         return GraphEntry.read(folder), folder
     except EntryBroken as broken:
         _logger.warning("The cached graph of %s is made again: %s.", key.model_id, broken)
-        shutil.rmtree(folder)
         return None

@@ -23,12 +23,14 @@ from typing import Any
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from pellucid.models.backend import Quantization
+from pellucid.models.sources.local_folder import is_fingerprint
 
 FORMAT = 1  # of a folder's files; another number is another key
 MANIFEST = "manifest.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 80
-_LIBRARIES = ("openvino", "torch", "transformers")
+# The tokenizer is stored in its library's own form; how a graph is made is Pellucid's.
+_LIBRARIES = ("pellucid", "openvino", "torch", "transformers", "tokenizers")
 _BLOCK_BYTES = 1 << 20
 _logger = logging.getLogger(__name__)
 
@@ -76,17 +78,15 @@ class GraphStore:
         return self._root / key.folder_name / key.digest
 
     def find(self, key: GraphKey) -> Path | None:
-        """The verified folder of a graph. A broken one is removed, with a line in the log."""
+        """The verified folder of a graph. A broken one stays until another is published: only
+        whoever may write knows that it is still the same. Raises OSError."""
         path = self.path(key)
         if not path.is_dir():
             return None
         try:
             verify(path, key)
         except EntryBroken as broken:
-            _logger.warning(
-                "The cached graph of %s is removed and made again: %s.", key.model_id, broken
-            )
-            shutil.rmtree(path)
+            _logger.warning("The cached graph of %s is made again: %s.", key.model_id, broken)
             return None
         return path
 
@@ -107,7 +107,7 @@ class GraphStore:
                 raise TimeoutError(reason) from error
             # only the holder of the lock writes, so what lies here was left by a killed one
             for left_over in parent.glob(f".{key.digest}.*"):
-                shutil.rmtree(left_over)
+                shutil.rmtree(left_over, ignore_errors=True)  # its process may not be gone yet
             partial = Path(tempfile.mkdtemp(prefix=f".{key.digest}.", dir=parent))
             held.callback(shutil.rmtree, partial, ignore_errors=True)
             yield partial
@@ -115,7 +115,12 @@ class GraphStore:
     def publish(self, key: GraphKey, partial: Path) -> Path:
         """Make a complete folder the graph of its key, and remove those that it replaces."""
         path = self.path(key)
-        os.rename(partial, path)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{key.digest}.", dir=path.parent, ignore_cleanup_errors=True
+        ) as aside:
+            if path.exists():  # broken, or it would have been found
+                os.rename(path, Path(aside) / path.name)
+            os.rename(partial, path)
         _sync(path.parent)
         for other in path.parent.iterdir():
             if other != path and _is_older(other, key):
@@ -155,19 +160,22 @@ def seal(folder: Path, key: GraphKey, **facts: Any) -> None:
 
 
 def verify(folder: Path, key: GraphKey) -> None:
-    """Whether every file is as it was written, for this key. Raises EntryBroken."""
+    """Whether every file is as it was written, for this key.
+
+    Raises EntryBroken, and OSError where that cannot be told now: too many open files, say.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, sealed_for = manifest["files"].items(), manifest["key"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryBroken(f"its manifest cannot be read ({error})") from error
     if sealed_for != json.loads(json.dumps(asdict(key))):
         raise EntryBroken("it was made for another model or other versions")
     for name, expected in files:
         try:
             found = _fingerprint(folder / name)
-        except OSError as error:
-            raise EntryBroken(f"{name} cannot be read ({error})") from error
+        except FileNotFoundError as error:
+            raise EntryBroken(f"{name} is missing") from error
         if found != expected:
             raise EntryBroken(f"{name} is not as it was written ({found['bytes']} bytes)")
 
@@ -182,6 +190,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # which flushes neither folders nor files opened for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -190,13 +200,17 @@ def _sync(path: Path) -> None:
 
 
 def _is_older(folder: Path, key: GraphKey) -> bool:
-    """Whether a folder holds the same graph as other versions made it."""
+    """Whether a folder holds the same graph as other versions made it, or one of what a folder of
+    models held before: no name leads to that any more."""
     try:
         other = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    same = ("model_id", "revision", "quantization")
-    return all(other.get(name) == getattr(key, name) for name in same)
+    if other.get("model_id") != key.model_id:
+        return False
+    if other.get("revision") == key.revision:
+        return bool(other.get("quantization") == key.quantization)
+    return is_fingerprint(str(other.get("revision"))) and is_fingerprint(key.revision)
 
 
 def _version(distribution: str) -> str:

@@ -15,6 +15,7 @@ from pellucid.models.sources.repository import RepoFile
 from pellucid.models.sources.weights_header import HeaderUnreadable, read_header
 
 _SMALL_BYTES = 20_000_000  # tokenizer.json of large vocabularies is below; weights are above
+_FINGERPRINT = "local-"
 _FINGERPRINT_DIGITS = 12
 _MAX_DEPTH = 2  # files of a model lie in its folder and in its modules' folders
 _LOOKS_LIKE_PATH = re.compile(r"[/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]")
@@ -106,7 +107,12 @@ def revision_of(folder: Path) -> str:
         for piece in (file.path.encode(), str(file.size).encode(), content):
             digest.update(len(piece).to_bytes(8, "big"))  # no two lists of pieces look the same
             digest.update(piece)
-    return f"local-{digest.hexdigest()[:_FINGERPRINT_DIGITS]}"
+    return f"{_FINGERPRINT}{digest.hexdigest()[:_FINGERPRINT_DIGITS]}"
+
+
+def is_fingerprint(revision: str) -> bool:
+    """Whether a revision tells what a folder held, not which commit a model is."""
+    return revision.startswith(_FINGERPRINT)
 
 
 def _fingerprint(path: Path, *, size: int) -> bytes:

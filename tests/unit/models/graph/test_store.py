@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,17 +76,30 @@ def make_it_foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, lose_a_file, break_the_manifest, make_it_foreign])
-def test_a_harmed_graph_is_removed_with_a_line_in_the_log(
+def test_a_harmed_graph_is_replaced_with_a_line_in_the_log(
     store: GraphStore, harm: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = put(store)
     assert callable(harm)
     harm(path)
     assert store.find(KEY) is None
-    assert not path.exists()
     assert "owner/some model" in caplog.text
-    assert store.find(KEY) is None
     assert put(store) == path
+    assert store.find(KEY) == path
+    assert [found for found in path.parent.iterdir() if found.is_dir()] == [path]
+
+
+def test_a_graph_that_cannot_be_read_now_is_not_taken_for_broken(
+    store: GraphStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "open", lambda *_args, **_options: (_ for _ in ()).throw(OSError(24, "too many"))
+        )
+        with pytest.raises(OSError, match="too many"):
+            store.find(KEY)
+    assert store.find(KEY) == path
 
 
 def test_what_fails_half_way_leaves_nothing(store: GraphStore) -> None:
@@ -118,6 +132,38 @@ def test_the_same_graph_of_other_versions_is_replaced(store: GraphStore) -> None
     assert not old.exists()
     assert other_commit.exists()
     assert new.exists()
+
+
+def test_what_a_folder_held_before_is_swept_commits_are_not(store: GraphStore) -> None:
+    commit = put(store, replace(KEY, revision="b" * 40))
+    before = put(store, replace(KEY, revision="local-000000000000"))
+    before_int8 = put(store, replace(KEY, revision="local-000000000001", quantization="int8"))
+    now = put(store, replace(KEY, revision="local-111111111111"))
+    assert not before.exists()
+    assert not before_int8.exists()
+    assert commit.exists()
+    now_int8 = put(store, replace(KEY, revision="local-111111111111", quantization="int8"))
+    assert now.exists()
+    assert now_int8.exists()
+
+
+def test_what_cannot_be_swept_stops_nobody(
+    store: GraphStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed writer may still be putting files into its folder."""
+    left_over = store.path(KEY).parent / f".{KEY.digest}.killed"
+    left_over.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", lambda *_args, **_options: (_ for _ in ()).throw(OSError(39)))
+        with store.writing(KEY, timeout_s=5) as partial:
+            assert partial != left_over
+    assert left_over.exists()
+
+
+def test_a_graph_depends_on_all_that_makes_and_reads_it() -> None:
+    names = {name for name, _ in KEY.versions}
+    assert names == {"pellucid", "openvino", "torch", "transformers", "tokenizers"}
+    assert "none" not in {version for _, version in KEY.versions}
 
 
 def test_one_writer_at_a_time(store: GraphStore) -> None:
