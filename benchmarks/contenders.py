@@ -58,10 +58,13 @@ class Contenders:
         command = [sys.executable, "-m", module, self._folder]
         return self._start("sentence-transformers", partial(peer_process, command, _environment()))
 
-    def onnx_runtime(self) -> PeerProcess | None:
+    def onnx_runtime(self, *, num_threads: int = 0) -> PeerProcess | None:
+        """0: as many threads as ONNX Runtime itself chooses."""
         module = "benchmarks.workers.onnx_runtime_fp32"
         command = [str(PEERS_PYTHON), "-W", "ignore", "-m", module, self._folder, str(_GRAPH)]
-        return self._start_peer("ONNX Runtime", partial(peer_process, command, _environment()))
+        command.append(str(num_threads))
+        name = "ONNX Runtime" + (f", {num_threads} threads" if num_threads else "")
+        return self._start_peer(name, partial(peer_process, command, _environment()))
 
     def infinity(self) -> Server | None:
         return self._start_peer(

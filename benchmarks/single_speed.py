@@ -33,8 +33,10 @@ def single_rows(contenders: Contenders, size: Size) -> list[Row]:
     """Over HTTP and in process, in turns."""
     texts = short_texts()[: size.calls_per_round]
     sides: dict[str, Calls] = {_OURS: _over_http(contenders.own_server(), EMBEDDINGS, texts)}
-    if (onnx := contenders.onnx_runtime()) is not None:
-        sides[_ONNX] = lambda: onnx.each(texts)
+    # One thread is faster where others want the cores; ours is held against the better of the two.
+    given = (contenders.onnx_runtime(), contenders.onnx_runtime(num_threads=1))
+    if onnx := [each for each in given if each is not None]:
+        sides[_ONNX] = lambda: min((peer.each(texts) for peer in onnx), key=np.median)
     if (infinity := contenders.infinity()) is not None:
         sides[_INFINITY] = _over_http(infinity, INFINITY_EMBEDDINGS, texts, model=INFINITY_MODEL)
     print(f"one short text: {', '.join(sides)}", file=sys.stderr)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 _SEED = 20_251_121
-_LONG_WORDS = {"short": 0.45, "long": 0.345}  # share of all words
+_LONG_WORDS = {"short": 0.45, "long": 0.357}  # share of all words
 
 
 @cache

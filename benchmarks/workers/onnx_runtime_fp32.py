@@ -1,7 +1,8 @@
 """ONNX Runtime, float32, as FastEmbed and Chroma's default use it: tokenise, run, average,
 normalise. Exports the model once.
 
-Run as ``python -m benchmarks.workers.onnx_runtime_fp32 FOLDER GRAPH`` in the peers' environment.
+Run as ``python -m benchmarks.workers.onnx_runtime_fp32 FOLDER GRAPH NUM_THREADS`` in the peers'
+environment; NUM_THREADS 0 leaves it to ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ _OUTPUT = "last_hidden_state"
 
 
 class OnnxRuntimeEmbedder:
-    def __init__(self, folder: str, graph: Path) -> None:
+    def __init__(self, folder: str, graph: Path, *, num_threads: int) -> None:
         self._tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.enable_padding()
-        self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
 
     def embed_all(self, texts: Sequence[str]) -> NDArray[np.float32]:
         starts = range(0, len(texts), _BATCH_SIZE)
@@ -72,4 +77,4 @@ if __name__ == "__main__":
     folder, graph = sys.argv[1], Path(sys.argv[2])
     if not graph.exists():
         export(folder, graph)
-    answer_requests(OnnxRuntimeEmbedder(folder, graph))
+    answer_requests(OnnxRuntimeEmbedder(folder, graph, num_threads=int(sys.argv[3])))
