@@ -118,6 +118,51 @@ def check_device(settings: Settings) -> Iterator[Finding]:
     )
 
 
+def check_embeddings(settings: Settings) -> Iterator[Finding]:
+    """What will embed, how exactly, and whether int8 can be had."""
+    from pellucid.models.machine import runs_on_cpu
+
+    asked = settings.embedding_runtime
+    if asked == "torch" or (asked == "auto" and not runs_on_cpu(settings.device)):
+        ignored = settings.quantization == "int8"
+        yield Finding(
+            check="embeddings",
+            level="warning" if ignored else "ok",
+            detail="PyTorch embeds" + (", which knows no int8" if ignored else ""),
+            remedy="Set `PELLUCID_EMBEDDING_RUNTIME=auto` and `PELLUCID_DEVICE=cpu`, or "
+            "`PELLUCID_QUANTIZATION=none`."
+            if ignored
+            else "",
+        )
+        return
+    try:
+        from pellucid.models.graph.compiled import fastest_precision
+
+        fastest = fastest_precision()
+    except (ImportError, RuntimeError) as failure:  # the latter for all that OpenVINO has to say
+        yield Finding(
+            check="embeddings",
+            level="error" if asked == "openvino" else "warning",
+            detail=f"OpenVINO cannot be used: {failure}",
+            remedy="Run `make install`, or set `PELLUCID_EMBEDDING_RUNTIME=torch`.",
+        )
+        return
+    precision = fastest if settings.embedding_precision == "auto" else settings.embedding_precision
+    openvino = f"OpenVINO {importlib.metadata.version('openvino')} embeds in {precision}"
+    try:
+        nncf = f"int8 with nncf {importlib.metadata.version('nncf')}"
+    except importlib.metadata.PackageNotFoundError:
+        needed = settings.quantization == "int8"
+        yield Finding(
+            check="embeddings",
+            level="error" if needed else "ok",
+            detail=f"{openvino}; int8 needs nncf, which is not installed",
+            remedy=f"Run `{sys.executable} -m pip install nncf`." if needed else "",
+        )
+        return
+    yield Finding(check="embeddings", level="ok", detail=f"{openvino}; {nncf}")
+
+
 def check_memory(settings: Settings) -> Iterator[Finding]:
     import psutil
 
@@ -222,6 +267,7 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_interpreter,
     check_packages,
     check_device,
+    check_embeddings,
     check_memory,
     check_folders,
     check_port,

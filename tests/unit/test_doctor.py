@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import plain_settings
 from pellucid import doctor
 from pellucid.doctor import Finding
 from pellucid.listening import bind
+from pellucid.models.graph.compiled import fastest_precision
 from pellucid.models.sources import default_encoder
 
 
@@ -60,6 +62,55 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     (finding,) = doctor.check_packages(plain_settings())
     assert finding.level == "error"
     assert "libfoo.so" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("float32", "embeds in float32"), ("auto", f"embeds in {fastest_precision()}")],
+)
+def test_what_embeds_is_told_with_its_version_and_precision(precision: str, said: str) -> None:
+    settings = plain_settings(device="cpu", embedding_precision=precision)
+    (finding,) = doctor.check_embeddings(settings)
+    assert finding.level == "ok"
+    assert f"OpenVINO {importlib.metadata.version('openvino')} {said}" in finding.detail
+
+
+@pytest.mark.parametrize(("quantization", "level"), [("int8", "error"), ("none", "ok")])
+def test_int8_without_what_makes_it(
+    monkeypatch: pytest.MonkeyPatch, quantization: str, level: str
+) -> None:
+    version = importlib.metadata.version
+
+    def without_nncf(name: str) -> str:
+        if name == "nncf":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_nncf)
+    settings = plain_settings(device="cpu", quantization=quantization)
+    (finding,) = doctor.check_embeddings(settings)
+    assert finding.level == level
+    assert "nncf, which is not installed" in finding.detail
+    assert ("pip install nncf" in finding.remedy) == (level == "error")
+
+
+@pytest.mark.parametrize(("quantization", "level"), [("int8", "warning"), ("none", "ok")])
+def test_pytorch_knows_no_int8(quantization: str, level: str) -> None:
+    settings = plain_settings(embedding_runtime="torch", quantization=quantization)
+    (finding,) = doctor.check_embeddings(settings)
+    assert finding.level == level
+    assert finding.detail.startswith("PyTorch embeds")
+
+
+@pytest.mark.parametrize(("asked", "level"), [("openvino", "error"), ("auto", "warning")])
+def test_an_openvino_that_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, asked: str, level: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pellucid.models.graph.compiled", None)
+    settings = plain_settings(device="cpu", embedding_runtime=asked)
+    (finding,) = doctor.check_embeddings(settings)
+    assert finding.level == level
+    assert "OpenVINO cannot be used" in finding.detail
 
 
 def test_folders_that_can_be_made_are_fine_and_leave_no_trace(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from pellucid.errors import GraphUnavailable
 from pellucid.inference.events import IGNORED, InferenceEvents
 from pellucid.inference.local_engine import LocalEngine
 from pellucid.models import machine
@@ -56,7 +57,12 @@ def _loader(settings: Settings) -> Loader:
 
     def load_graph(source: ModelSource) -> Backend:
         from pellucid.models.graph.eligibility import require_encoder
-        from pellucid.models.openvino_backend import OpenVinoBackend
+
+        try:
+            from pellucid.models.openvino_backend import OpenVinoBackend
+        except ImportError as error:  # a library that this machine lacks, say
+            reason = f"OpenVINO cannot be imported ({error})"
+            raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
 
         require_encoder(source)
         return OpenVinoBackend.load(

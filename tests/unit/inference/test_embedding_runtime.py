@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +15,14 @@ import pytest
 from conftest import plain_settings
 from fake_pool import DEFAULT, FakeLocator
 from pellucid.errors import GraphUnavailable
+from pellucid.inference.composition import build_engine
 from pellucid.inference.engine import EmbeddingQuery, InspectionQuery
 from pellucid.inference.local_engine import LocalEngine
 from pellucid.models.backend import Backend, EmbeddingRuntime, ModelInfo, ModelRef, Parity, Runtime
 from pellucid.models.fake.backend import FakeBackend, FakeModel
 from pellucid.models.pool import ModelPool, PoolLimits
 from pellucid.models.sources.source import ModelSource
+from tiny_models import build
 
 ONE = EmbeddingQuery(inputs=["hello world"])
 PARITY = Parity(mean_cosine=0.9999, min_cosine=0.9998, threshold=0.999, num_texts=24)
@@ -148,3 +152,23 @@ def test_who_insists_on_openvino_is_refused() -> None:
     engine = make_engine(Loads(graphless={"a/odd"}), embedding_runtime="openvino")
     with pytest.raises(GraphUnavailable):
         asyncio.run(engine.embed(replace(ONE, model=ModelRef(model_id="a/odd"))))
+
+
+def test_without_openvino_torch_embeds_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pellucid.models.openvino_backend", None)
+    folder = build("bert", tmp_path / "bert")
+    engine = build_engine(plain_settings(device="cpu", model=str(folder), data_dir=tmp_path))
+
+    async def main() -> None:
+        try:
+            assert (await engine.embed(ONE)).vectors.shape[0] == 1
+            embedding = engine.default_status().embedding
+            assert embedding is not None
+            assert embedding.runtime == "torch"
+            assert (embedding.reason or "").startswith("OpenVINO cannot be imported")
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
