@@ -117,6 +117,8 @@ class EmbeddingTokenizer:
     ) -> list[EmbeddingInput]:
         """Texts behind ``prompt``, each cut at ``max_tokens``; errors name them by ``fields``.
 
+        A text that loses its start keeps the prompt: it is the text that is cut.
+
         Raises EmptyText, InvalidText, TooManyTokens, InvalidRequest.
         """
         fields = fields or field_names(len(texts))
@@ -126,8 +128,11 @@ class EmbeddingTokenizer:
         for own, field in zip(self._own_ids(texts, prompt, fields), fields, strict=True):
             if len(own) > room and truncation == "error":
                 raise self._too_many(len(own) + len(self._frame), self.max_tokens, field)
-            kept = own[-room:] if truncation == "start" else own[:room]
-            inputs.append(self._input(kept, len(own), num_prompt_tokens, field))
+            kept, left_out = own[:room], num_prompt_tokens
+            if len(own) > room and truncation == "start":
+                repeated, left_out = self._prompt_in(own, prompt)
+                kept = own[:repeated] + own[-self._room(repeated) :]
+            inputs.append(self._input(kept, len(own), left_out, field))
         return inputs
 
     def chunk(
@@ -144,15 +149,12 @@ class EmbeddingTokenizer:
         """
         fields = fields or field_names(len(texts))
         num_prompt_tokens = self._num_prompt_tokens(prompt)
-        prompt_ids = self._encode([prompt])[0] if prompt else []
         chunked = []
         for own, field in zip(self._own_ids(texts, prompt, fields), fields, strict=True):
             if len(own) <= self._room(0):
                 chunked.append([self._input(own, len(own), num_prompt_tokens, field)])
                 continue
-            # The prompt's last token may have merged with the text: that one is the text's.
-            repeated = _common_prefix(prompt_ids, own)
-            left_out = min(num_prompt_tokens, len(self._frame.prefix) + repeated)
+            repeated, left_out = self._prompt_in(own, prompt)
             rest = own[repeated:]
             num_pieces = -(-len(rest) // self._room(repeated))
             ends = [len(rest) * index // num_pieces for index in range(num_pieces + 1)]
@@ -243,6 +245,16 @@ class EmbeddingTokenizer:
                 "tokens and the prompt."
             )
         return room
+
+    def _prompt_in(self, own: list[int], prompt: str | None) -> tuple[int, int]:
+        """How many of a text's own ids are the prompt's, to be kept where the text is cut, and how
+        many leading tokens pooling then leaves out."""
+        if not prompt:
+            return 0, 0
+        # The prompt's last token may have merged with the text: that one is the text's.
+        repeated = _common_prefix(self._encode([prompt])[0], own)
+        framed = len(self._frame.prefix) + repeated
+        return repeated, min(self._num_prompt_tokens(prompt), framed)
 
     def _num_prompt_tokens(self, prompt: str | None) -> int:
         """Leading tokens that pooling leaves out, counted as sentence-transformers does: those of

@@ -305,6 +305,22 @@ def test_the_prompt_stands_before_every_piece(load: Load, family: str) -> None:
         assert tuple(piece.input_ids[:before]) == (*frame.prefix, *both[:repeated])
 
 
+@pytest.mark.parametrize("family", KINDS)
+def test_a_text_that_loses_its_start_keeps_the_prompt(load: Load, family: str) -> None:
+    tokenizer = load(family).for_embedding(max_tokens=LIMIT, pools_prompt=False)
+    text = tiny_models.LONG_TEXT
+    (cut,) = tokenizer.tokenize([text], prompt=PROMPT, truncation="start")
+    ((piece, *_),) = tokenizer.chunk([text], prompt=PROMPT)
+    (both,) = tokenizer._encode([PROMPT + text])
+    before, frame = piece.num_prompt_tokens, tokenizer._frame
+    rest = LIMIT - before - len(frame.suffix)
+    assert cut.num_prompt_tokens == before
+    assert cut.input_ids[:before].tolist() == piece.input_ids[:before].tolist()
+    assert cut.input_ids[before:].tolist() == [*both[-rest:], *frame.suffix]
+    assert cut.truncated
+    assert cut.num_tokens_untruncated == len(both) + len(frame)
+
+
 def test_a_text_that_fits_is_one_piece_as_without_chunks(
     minilm_for_embedding: EmbeddingTokenizer,
 ) -> None:
