@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pellucid.models import openvino_backend
 from pellucid.models.graph import obtaining
 from pellucid.models.graph.__main__ import outcome_of
 from pellucid.models.openvino_backend import OpenVinoBackend
+from pellucid.models.sources.local_folder import revision_of
 from pellucid.models.sources.source import ModelSource
 from tiny_backends import source_of
 from tiny_models import build
@@ -46,7 +48,8 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def load_graph(folder: Path, graphs_dir: Path, **options: Any) -> OpenVinoBackend:
     """The graph of a tiny model, in float32 unless told otherwise."""
     given = {"precision": "float32", "num_threads": 1, **options}
-    return OpenVinoBackend.load(source_of(folder), graphs_dir=graphs_dir, **given)
+    source = replace(source_of(folder), revision=revision_of(folder))
+    return OpenVinoBackend.load(source, graphs_dir=graphs_dir, **given)
 
 
 def embedding_repository(

@@ -25,9 +25,10 @@ from pellucid.errors import (
     ModelNotLoaded,
 )
 from pellucid.models.backend import Batch, CaptureSpec, Float32
-from pellucid.models.graph import obtaining
+from pellucid.models.graph import obtaining, tracing
 from pellucid.models.graph.reference import Reference
 from pellucid.models.openvino_backend import OpenVinoBackend
+from pellucid.models.sources.local_folder import revision_of
 from pellucid.models.transformers_backend import TransformersBackend
 from tiny_backends import load_tiny
 
@@ -285,17 +286,64 @@ def test_a_model_that_can_have_no_graph_is_asked_once(
         load_graph(folder, tmp_path / "graphs")
 
 
-def test_too_little_memory_is_no_refusal(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_a_poor_machine_is_no_refusal(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def no_memory(*_: object, **__: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("pellucid.models.graph.tracing.trace", no_memory)
-        with pytest.raises(GraphUnavailable, match="too little memory"):
+        patch.setattr("pellucid.models.graph.tracing.trace", fail)
+        with pytest.raises(GraphUnavailable, match=reason):
             load_graph(own, tmp_path / "graphs")
     assert load_graph(own, tmp_path / "graphs").info.embedding.runtime == "openvino"
+
+
+def test_a_folder_that_changes_meanwhile_gives_no_graph(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tracing.trace
+
+    def changing(*given_: Any) -> Any:
+        (own / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+        return trace(*given_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pellucid.models.graph.tracing.trace", changing)
+        with pytest.raises(GraphUnavailable, match="changed meanwhile"):
+            load_graph(own, tmp_path / "graphs")
+    assert load_graph(own, tmp_path / "graphs").info.embedding.runtime == "openvino"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "linear"])
+def test_positions_that_change_with_the_length_have_no_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    without_processes(monkeypatch)
+    folder = embedding_repository("llama", tmp_path / "llama", pooling="lasttoken")
+    config = json.loads((folder / "config.json").read_text())
+    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    config["rope_parameters"] |= {"rope_type": kind, "factor": 2.0}
+    if kind == "longrope":
+        config["rope_parameters"] |= {
+            "short_factor": [1.0] * half,
+            "long_factor": [2.0] * half,
+            "original_max_position_embeddings": config["max_position_embeddings"] // 2,
+        }
+    (folder / "config.json").write_text(json.dumps(config))
+    if kind == "linear":
+        assert load_graph(folder, tmp_path / "graphs").info.embedding.runtime == "openvino"
+    else:
+        with pytest.raises(GraphUnavailable, match="length of a text"):
+            load_graph(folder, tmp_path / "graphs")
 
 
 def test_a_cached_graph_starts_without_torch(own: Path, tmp_path: Path) -> None:
@@ -307,7 +355,7 @@ from pellucid.models.backend import Batch
 from pellucid.models.openvino_backend import OpenVinoBackend
 from pellucid.models.sources.source import ModelSource
 source = ModelSource(
-    folder=Path({str(own)!r}), model_id="tiny/bert", revision="local-0", origin="local"
+    folder=Path({str(own)!r}), model_id="tiny/bert", revision={revision_of(own)!r}, origin="local"
 )
 backend = OpenVinoBackend.load(source, graphs_dir=Path({str(tmp_path / "graphs")!r}), num_threads=1)
 vectors = backend.encode(Batch.of(backend.tokenize_for_embedding(["The fox jumps"])))

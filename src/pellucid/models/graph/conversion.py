@@ -18,6 +18,7 @@ from pellucid.models.graph.feed import feed, input_names
 from pellucid.models.graph.reference import Reference, reference_inputs
 from pellucid.models.graph.runtime import ov
 from pellucid.models.graph.store import GraphKey, seal
+from pellucid.models.sources.local_folder import is_fingerprint, revision_of
 from pellucid.models.sources.source import ModelSource
 from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
 from pellucid.models.transformers_backend import TransformersBackend
@@ -57,6 +58,7 @@ def convert(request: ConversionRequest) -> None:
     if tokenizer is None:
         reason = "its texts go through a chat template"
         raise GraphUnavailable(model_id=source.model_id, reason=reason)
+    tracing.require_fixed_positions(parts, model_id=source.model_id)
     state = tokenizer.state()
     prompt = next((text for text in backend.info.prompts.values() if text), None)
     inputs = reference_inputs(tokenizer, prompt=prompt)
@@ -67,6 +69,8 @@ def convert(request: ConversionRequest) -> None:
     )
     try:
         graph = tracing.trace(parts, tokenizer, names)
+    except OSError:  # of this machine, not of the model
+        raise
     except Exception as error:  # torch, transformers and OpenVINO raise every kind
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise MemoryError("there was too little memory to trace it") from error
@@ -82,6 +86,8 @@ def convert(request: ConversionRequest) -> None:
         input_names=tuple(names),
         reference=Reference(inputs=tuple(inputs), embeddings=_embeddings(backend, inputs)),
     ).write(request.folder)
+    if is_fingerprint(source.revision) and revision_of(source.folder) != source.revision:
+        raise OSError("the model's folder was changed meanwhile")
     seal(
         request.folder,
         GraphKey.of(source.model_id, source.revision, request.quantization),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.errors import GraphUnavailable
 from pellucid.models.attention.function import AttentionCall, observing
 from pellucid.models.embedding.pipeline import EmbeddingPipeline
 from pellucid.models.graph.runtime import ov
@@ -16,6 +17,8 @@ from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
 from pellucid.models.transformers_backend import EmbeddingParts
 
 OUTPUT = "embedding"
+# Rotary positions that transformers computes anew from the longest text of a batch.
+_BY_LENGTH = ("dynamic", "longrope")
 # Unequal to each other and to every size of a model, so that a size taken for a constant shows.
 _ROWS, _LENGTH = 3, 19
 _HIDDEN = -1e9
@@ -83,6 +86,17 @@ def _masked(scores: Tensor, call: AttentionCall) -> Tensor:
         # chosen, not computed: of a product, int8 compilation takes the mask for quantised values
         return scores + torch.where(mask, 0.0, _HIDDEN)
     return scores + mask.clamp(min=_HIDDEN)
+
+
+def require_fixed_positions(parts: EmbeddingParts, *, model_id: str) -> None:
+    """Raises GraphUnavailable for models whose positions depend on how long a text is: a graph
+    keeps those of the example, and the texts that it is compared on are too short to tell."""
+    for module in parts.encoder.modules():
+        given = getattr(module, "rope_type", None)
+        kinds = given.values() if isinstance(given, Mapping) else (given,)
+        if any(name in str(kind) for kind in kinds for name in _BY_LENGTH):
+            reason = "its positions change with the length of a text"
+            raise GraphUnavailable(model_id=model_id, reason=reason)
 
 
 def trace(parts: EmbeddingParts, tokenizer: EmbeddingTokenizer, names: Sequence[str]) -> ov.Model:
