@@ -15,6 +15,7 @@ ProgressType = Literal[
     "model_cached",
     "download_started",
     "download_progress",
+    "model_converting",
     "model_loaded",
     "server_ready",
     "error",

@@ -22,8 +22,8 @@ _TOKEN_BYTES = 24  # 192 bits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """How far the server is: ``phase`` starting, downloading, loading, ready, recovering or
-    failed."""
+    """How far the server is: ``phase`` starting, downloading, converting, loading, ready,
+    recovering or failed."""
 
     ready: bool
     phase: str
@@ -102,6 +102,8 @@ class Services:
                 total_bytes=last.data.get("total"),
                 eta_s=last.data.get("eta"),
             )
+        if last is not None and last.type == "model_converting":
+            return Readiness(ready=False, phase="converting")
         return Readiness(ready=False, phase="loading" if self._loading else "starting")
 
     async def _load_default(self) -> None:

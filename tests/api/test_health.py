@@ -45,6 +45,9 @@ def test_a_download_is_told_with_its_figures(make_client: MakeClient) -> None:
     services.progress(ProgressEvent("download_progress", step))
     body = client.get("/ready").json()
     assert (body["received_bytes"], body["total_bytes"], body["eta_s"]) == (30, 90, 1.5)
+    services.progress(ProgressEvent("model_converting", {"model": "m"}))
+    body = client.get("/ready").json()
+    assert (body["phase"], body["received_bytes"]) == ("converting", None)
 
 
 def test_once_loaded_it_is_ready_and_stays_so_when_unloaded(make_client: MakeClient) -> None:

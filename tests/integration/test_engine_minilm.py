@@ -71,8 +71,10 @@ def inspect(engine: LocalEngine, **query: Any) -> Inspection:
 def test_it_is_the_published_model(engine: LocalEngine, events: list[ProgressEvent]) -> None:
     info = run(engine.load())
     assert (info.model_id, info.revision) == ("sentence-transformers/all-MiniLM-L6-v2", REVISION)
-    assert [event.type for event in events] == ["model_cached", "model_loaded"]
-    assert events[1].data == {"model": info.model_id, "dimensions": 384}
+    # Converted or not: servers of other tests share the folder of graphs.
+    types = [event.type for event in events if event.type != "model_converting"]
+    assert types == ["model_cached", "model_loaded"]
+    assert events[-1].data == {"model": info.model_id, "dimensions": 384}
 
 
 def test_its_names_are_one_model(engine: LocalEngine) -> None:

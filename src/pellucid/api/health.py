@@ -76,8 +76,8 @@ class ReadyAnswer(BaseModel):
 
     status: Literal["ready", "not_ready"]
     phase: str = Field(
-        description="starting, downloading, loading, ready, recovering (the model stopped "
-        "answering and is being replaced) or failed."
+        description="starting, downloading, converting (for OpenVINO, once), loading, ready, "
+        "recovering (the model stopped answering and is being replaced) or failed."
     )
     model: str
     received_bytes: int | None = Field(None, description="While downloading.")

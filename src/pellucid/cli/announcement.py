@@ -78,6 +78,9 @@ class TerminalAnnouncement:
         match event.type:
             case "model_cached":
                 return [f"{data['model']} is on this machine, loading it"]
+            case "model_converting":
+                seconds = "ten seconds to some minutes"
+                return [f"{data['model']} is converted for OpenVINO, once: {seconds}"]
             case "model_loaded":
                 return [f"[green]ready:[/] {data['model']}, {data['dimensions']} dimensions"]
             case "server_ready":

@@ -23,7 +23,9 @@ class DownloadBar:
 
     def __call__(self, event: ProgressEvent) -> None:
         if event.type == "model_cached":
-            self._spin(event.data["model"])
+            self._spin(f"loading {event.data['model']}")
+        elif event.type == "model_converting":
+            self._spin(f"converting {event.data['model']} for OpenVINO, once")
         elif event.type == "download_started":
             self._open(event.data["model"])
         elif event.type == "download_progress" and self._progress and self._task is not None:
@@ -39,11 +41,11 @@ class DownloadBar:
             self._spinner.stop()
             self._spinner = None
 
-    def _spin(self, model: str) -> None:
+    def _spin(self, what: str) -> None:
         from rich.text import Text
 
         self.close()
-        self._spinner = self._console.status(Text(f"loading {model}"))
+        self._spinner = self._console.status(Text(what))
         self._spinner.start()
 
     def _open(self, model: str) -> None:

@@ -108,6 +108,8 @@ async def _inspect(settings: Settings, query: InspectionQuery) -> Inspection:
 
     from pellucid.cli.engine_session import engine_session
 
+    # Nothing is embedded, so that no graph needs to be made for it.
+    settings = settings.model_copy(update={"embedding_runtime": "torch"})
     async with engine_session(settings, Console(stderr=True)) as engine:
         return await engine.inspect(query)
 

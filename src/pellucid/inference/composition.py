@@ -36,7 +36,7 @@ def build_engine(
     )
     pool = ModelPool(
         Locator.of(settings),
-        _loader(settings),
+        _loader(settings, progress),
         limits=limits,
         memory_of=lambda size, runtime: _memory_of(size, runtime, settings),
         progress=progress,
@@ -51,7 +51,7 @@ def _embedding_runtime(settings: Settings) -> Runtime:
     return settings.embedding_runtime
 
 
-def _loader(settings: Settings) -> Loader:
+def _loader(settings: Settings, progress: ProgressListener) -> Loader:
     def load(source: ModelSource, runtime: Runtime) -> Backend:
         return load_graph(source) if runtime == "openvino" else load_transformer(source)
 
@@ -73,6 +73,7 @@ def _loader(settings: Settings) -> Loader:
             min_parity=settings.min_parity,
             num_threads=settings.num_threads,
             trust_remote_code=settings.trust_remote_code,
+            progress=progress,
         )
 
     def load_transformer(source: ModelSource) -> Backend:

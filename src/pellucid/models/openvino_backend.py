@@ -47,6 +47,7 @@ from pellucid.models.graph.obtaining import obtain
 from pellucid.models.graph.reference import parity
 from pellucid.models.sources.source import ModelSource
 from pellucid.models.text.embedding_tokenizer import EmbeddingTokenizer
+from pellucid.progress import ProgressListener, ignore_progress
 
 MIN_PARITY: Mapping[Quantization, float] = {"none": 0.999, "int8": 0.95}
 _WARM_UP_S = 2.5  # the default model needs half of it; large ones compile rare shapes when met
@@ -95,6 +96,7 @@ class OpenVinoBackend:
         min_parity: float | None = None,
         num_threads: int | None = None,
         trust_remote_code: bool = False,
+        progress: ProgressListener = ignore_progress,
     ) -> OpenVinoBackend:
         """The graph of a model, converted first where need be, compared with torch and warmed.
 
@@ -106,6 +108,7 @@ class OpenVinoBackend:
             quantization=quantization,
             trust_remote_code=trust_remote_code,
             num_threads=num_threads,
+            progress=progress,
         )
         try:
             backend = cls(entry, folder, quantization=quantization, num_threads=num_threads)

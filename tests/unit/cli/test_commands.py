@@ -19,6 +19,7 @@ from pellucid.cli.app import app
 from pellucid.inference.engine import EmbeddingQuery, Embeddings, Inspection, InspectionQuery
 from pellucid.inference.inspection import inspect
 from pellucid.models.fake.backend import FakeBackend
+from pellucid.settings import Settings
 from stub_engine import StubEngine
 
 
@@ -88,6 +89,18 @@ def test_no_flag_takes_a_token() -> None:
 
 
 # ------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_has_no_graph_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes = []
+
+    def build(settings: Settings, *_: Any, **__: Any) -> BackendEngine:
+        runtimes.append(settings.embedding_runtime)
+        return BackendEngine()
+
+    monkeypatch.setattr(pellucid.services, "build_engine", build)
+    assert run("inspect", "the cat sat").exit_code == 0
+    assert runtimes == ["torch"]
 
 
 def test_inspect_shows_tokens_and_heads(engine: BackendEngine) -> None:

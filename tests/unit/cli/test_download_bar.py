@@ -25,7 +25,7 @@ def terminal() -> tuple[Console, io.StringIO]:
     return Console(file=screen, force_terminal=True, width=100), screen
 
 
-@pytest.mark.parametrize("type", ["model_cached", "download_started"])
+@pytest.mark.parametrize("type", ["model_cached", "model_converting", "download_started"])
 def test_names_the_model_as_it_is_written(type: Any) -> None:
     console, screen = terminal()
     bar = DownloadBar(console)
@@ -35,7 +35,7 @@ def test_names_the_model_as_it_is_written(type: Any) -> None:
     assert "./[red]folder" in screen.getvalue()
 
 
-@pytest.mark.parametrize("type", ["model_cached", "download_started"])
+@pytest.mark.parametrize("type", ["model_cached", "model_converting", "download_started"])
 def test_draws_nothing_where_no_terminal_is(type: Any) -> None:
     screen = io.StringIO()
     bar = DownloadBar(Console(file=screen))

@@ -30,6 +30,7 @@ from pellucid.models.graph.reference import Reference
 from pellucid.models.openvino_backend import OpenVinoBackend
 from pellucid.models.sources.local_folder import revision_of
 from pellucid.models.transformers_backend import TransformersBackend
+from pellucid.progress import ProgressEvent
 from tiny_backends import load_tiny
 
 TEXTS = [text[:600] for text in texts_of_all_lengths()[::12]]
@@ -246,6 +247,14 @@ def test_a_corrupt_graph_is_converted_anew(
     weights.write_bytes(content)
     np.testing.assert_array_equal(encode(load_graph(own, tmp_path / "graphs"), TEXTS[:3]), expected)
     assert "float32.bin is not as it was written" in caplog.text
+
+
+def test_a_conversion_is_told_and_told_once(own: Path, tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    for _ in range(2):
+        load_graph(own, tmp_path / "graphs", progress=events.append).close()
+    (event,) = events
+    assert (event.type, event.data) == ("model_converting", {"model": "tiny/bert"})
 
 
 def test_a_graph_that_another_server_replaced_goes_on(own: Path, tmp_path: Path) -> None:

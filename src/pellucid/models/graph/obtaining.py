@@ -11,6 +11,7 @@ from pellucid.models.graph.child import TIMEOUT_S, convert_in_child
 from pellucid.models.graph.entry import GraphEntry
 from pellucid.models.graph.store import EntryBroken, GraphKey, GraphStore
 from pellucid.models.sources.source import ModelSource
+from pellucid.progress import ProgressEvent, ProgressListener, ignore_progress
 
 _logger = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ def obtain(
     quantization: Quantization,
     trust_remote_code: bool,
     num_threads: int | None,
+    progress: ProgressListener = ignore_progress,
 ) -> tuple[GraphEntry, Path]:
-    """A model's graph and its folder.
+    """A model's graph and its folder; tells ``progress`` when it begins to make one.
 
     Raises GraphUnavailable: the model has no graph, or none could be made now.
     """
@@ -41,6 +43,7 @@ def obtain(
             if found is not None:
                 return found
             _logger.info("%s is converted for OpenVINO, once.", source.model_id)
+            progress(ProgressEvent("model_converting", {"model": source.model_id}))
             refusal = convert_in_child(
                 source,
                 partial,
