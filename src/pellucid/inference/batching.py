@@ -79,8 +79,9 @@ class TokenBudget:
         self.tokens = most
 
     def lower(self, failed_tokens: int) -> None:
-        """A batch of so many tokens was too large for the memory."""
-        self.tokens = max(1, min(self.tokens, failed_tokens) // 2)
+        """A batch of so many tokens was too large for the memory. One long input may be more than
+        the budget, and says nothing of batches that are half as large."""
+        self.tokens = max(1, min(self.tokens, failed_tokens // 2))
 
     def succeeded(self, tokens: int) -> None:
         """A batch of so many tokens ran: after some dozens of full ones the budget is whole."""

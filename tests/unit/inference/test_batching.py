@@ -81,7 +81,9 @@ def test_the_budget_falls_at_once_and_rises_slowly() -> None:
     budget = TokenBudget(1_024)
     budget.lower(900)
     assert budget.tokens == 450
-    budget.lower(2_000)
+    budget.lower(2_000)  # one long input: says nothing of batches
+    assert budget.tokens == 450
+    budget.lower(450)
     assert budget.tokens == 225
     budget.succeeded(50)  # says nothing of larger ones
     assert budget.tokens == 225
