@@ -66,6 +66,7 @@ class Ticket(Generic[T]):
         self._abandoned.set()
         if self.future.cancel():
             self._work = None  # what it holds is not kept until its turn
+            self._release()
 
     def still_wanted(self) -> None:
         """Raises Abandoned."""
@@ -80,8 +81,10 @@ class Ticket(Generic[T]):
 
     def run(self, name: str) -> bool:
         """Do the work for ``name`` and answer, whatever happens; False: it was abandoned before."""
-        work, self._work = self._work, None  # what it holds is free when it is done
-        if work is None or not self.future.set_running_or_notify_cancel():
+        with self._lock:  # or it could be given up between the two
+            work, self._work = self._work, None  # what it holds is free when it is done
+            begins = work is not None and self.future.set_running_or_notify_cancel()
+        if work is None or not begins:
             self._release()
             return False
         self.queue_ms = (time.monotonic() - self._submitted) * 1000

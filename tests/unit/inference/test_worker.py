@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import EmptyText, InternalError, NotReady, Overloaded
-from pellucid.inference.worker import Abandoned, StillWanted, Worker
+from pellucid.inference.worker import Abandoned, StillWanted, Ticket, Worker
 
 
 @pytest.fixture
@@ -104,9 +104,27 @@ def test_an_abandoned_request_is_never_begun(worker: Worker) -> None:
 
     second = worker.submit(never, on_done=done.set)
     second.abandon()
+    assert done.is_set()  # what it holds is given back at once, not when its turn comes
     gate.set()
     first.future.result(5)
-    assert done.wait(5)  # its lease is given back all the same
+
+
+def test_a_request_given_up_in_the_moment_it_begins_hurts_nobody() -> None:
+    done: list[bool] = []
+    ticket = Ticket(lambda still_wanted: "done", lambda: done.append(True))
+    giving_up = threading.Thread(target=ticket.give_up, args=(InternalError(),))
+    begin = ticket.future.set_running_or_notify_cancel
+
+    def begin_late() -> bool:
+        giving_up.start()
+        giving_up.join(0.02)
+        return begin()
+
+    ticket.future.set_running_or_notify_cancel = begin_late  # type: ignore[method-assign]
+    ticket.run("a model")
+    giving_up.join(5)
+    assert isinstance(ticket.future.exception(0), InternalError) or ticket.future.result(0)
+    assert done == [True]
 
 
 def test_a_request_abandoned_at_work_ends_where_it_looks(worker: Worker) -> None:
