@@ -159,12 +159,12 @@ class ModelPool:
                 )
             flight = self._flights.get((ref, runtime))
             if flight is None:
-                flight = self._flights[ref, runtime] = _Flight()
                 name = f"load {ref.model_id if ref else 'default model'}"
                 flying = threading.Thread(
                     target=self._fly, args=(ref, runtime), name=name, daemon=True
                 )
-                flying.start()
+                flying.start()  # first: a flight without a thread would never land
+                flight = self._flights[ref, runtime] = _Flight()
             flight.waiters.append(future)
         return future
 

@@ -384,6 +384,19 @@ def test_those_who_left_do_not_count_as_waiting() -> None:
     stayed.result(5).release()
 
 
+def test_a_load_that_finds_no_thread_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool()
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pool.request()
+    pool.request().result(5).release()
+
+
 def test_loads_that_nobody_waits_for_are_bounded_too() -> None:
     gate = threading.Event()
     pool = make_pool(loader=FakeLoader(gate=gate), max_waiting=3)
