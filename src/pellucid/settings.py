@@ -199,7 +199,8 @@ class Settings(BaseSettings):
         60.0,
         gt=0,
         description="A model that has worked so long on one batch, seconds, or on a request beyond "
-        "its deadline, is given up and replaced.",
+        "its deadline, is given up and replaced. A text longer than `max_batch_tokens` has more "
+        "time, in proportion, up to `request_timeout_s`.",
     )
     canary_interval_s: float = Field(
         15.0,

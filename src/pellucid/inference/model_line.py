@@ -80,7 +80,9 @@ class ModelLine:
         self._stopping = False
         self._condemned: str | None = None  # why
         self._bury: Callable[[], None] = lambda: None
-        self._may_bury = threading.Event()
+        self._may_bury = False  # once everybody has been answered
+        self._has_ended = False  # the thread: nothing runs in the backend any more
+        self._may_take_s = math.inf  # what runs now
         self._must_end_by = math.inf  # time.monotonic(), of what runs now
         self._idle_since: float | None = time.monotonic()
         self._trial_inputs: list[EmbeddingInput] | None = None
@@ -238,7 +240,7 @@ class ModelLine:
                 model_id=self._name,
                 unit="tokens",
                 waiting=ahead if ahead > room else waiting,
-                max_waiting=room,
+                max_waiting=room if ahead > room else self._settings.max_waiting_tokens,
                 retry_after_s=retry_after_s(None if per_s is None else ahead / per_s),
             )
 
@@ -259,10 +261,9 @@ class ModelLine:
                 del turn  # or the last answer would stay in memory until the next request
         except BaseException:  # the watchdog sees that the thread is gone, and answers for it
             logger.exception("the worker of %s died", self._name)
-            return
-        if self._condemned is not None:
-            self._may_bury.wait()
-            self._bury()
+        with self._changed:
+            self._has_ended = True
+        self._bury_if_due()
 
     def _next_turn(self) -> Ticket[object] | LaneBatch | None:
         """Waits for work; None when the thread shall end."""
@@ -279,12 +280,21 @@ class ModelLine:
                 self._idle_since = self._idle_since or time.monotonic()
                 self._changed.wait()
             self._idle_since = None
-            due = time.monotonic()
+            now, stall_s = time.monotonic(), self._settings.stall_timeout_s
             if isinstance(turn, Ticket):
                 self._running = turn
-                due = max(due, turn.deadline)
-            self._must_end_by = due + self._settings.stall_timeout_s
+                self._may_take_s = max(0.0, turn.deadline - now) + stall_s
+            else:
+                most_s = max(stall_s, self._settings.request_timeout_s)  # then nobody waits for it
+                self._may_take_s = min(most_s, stall_s * self._whole_batches_in(turn))
+            self._must_end_by = now + self._may_take_s
         return turn
+
+    def _whole_batches_in(self, batch: LaneBatch) -> float:
+        """At least 1; more for one text longer than a whole batch, which takes longer in good
+        health."""
+        longest = max(given.input_ids.size for given in batch.inputs)
+        return max(1.0, longest / self._settings.max_batch_tokens)
 
     def _choose(self) -> Ticket[object] | LaneBatch | None:
         interactive, bulk = self._lanes["interactive"], self._lanes["bulk"]
@@ -405,7 +415,7 @@ class ModelLine:
         if not self._thread.is_alive():
             return None if self._stopping else "died"
         if time.monotonic() > self._must_end_by:
-            return f"did not come back within {self._settings.stall_timeout_s:g} s"
+            return f"did not come back within {self._may_take_s:.3g} s"
         return None
 
     def allow(self, seconds: float) -> None:
@@ -421,6 +431,8 @@ class ModelLine:
                 return
         inputs = self._inputs_of_trial()
         if inputs is None:
+            with self._changed:  # nothing to try it with: not at every look
+                self._idle_since = self._idle_since and time.monotonic()
             return
         job = EmbeddingJob(
             "interactive",
@@ -475,9 +487,18 @@ class ModelLine:
             for ticket in tickets:
                 ticket.give_up(self._replaced(what))
             EmbeddingJob.answer(jobs)
-            self._may_bury.set()
-        if not self._thread.is_alive():
-            self._bury()
+            with self._changed:
+                self._may_bury = True
+        self._bury_if_due()
+
+    def _bury_if_due(self) -> None:
+        """Close what was given up, once: whichever comes last does it, the thread's end or the
+        last answer."""
+        with self._changed:
+            if not (self._has_ended and self._may_bury):
+                return
+            bury, self._bury = self._bury, lambda: None
+        bury()
 
     def _replaced(self, what: str) -> WorkerReplaced:
         return WorkerReplaced(model_id=self._name, what=what, retry_after_s=_RETRY_S)

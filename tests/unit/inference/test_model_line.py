@@ -483,6 +483,46 @@ def test_a_thread_that_comes_back_while_it_is_given_up_is_buried_too() -> None:
     assert buried.wait(5)
 
 
+def test_a_thread_that_dies_after_it_was_given_up_is_buried_once() -> None:
+    bench = Bench(faults=Faults(hang=threading.Event()))
+    bench.line._events = BrokenListener()
+    num_buried: list[Backend] = []
+    bench.line._on_condemned = lambda backend: lambda: num_buried.append(backend)
+
+    async def main() -> None:
+        job = bench.submit("a")
+        await until(lambda: bench.backend.num_forwards)
+        bench.line.condemn("hung")
+        with pytest.raises(WorkerReplaced):
+            await job.future
+        assert not num_buried  # it still runs
+        assert bench.faults.hang is not None
+        bench.faults.hang.set()
+        await until(lambda: num_buried)
+
+    run(main())
+    bench.line._thread.join(5)
+    assert len(num_buried) == 1
+
+
+def test_a_text_longer_than_a_batch_may_take_longer() -> None:
+    hang = threading.Event()
+    bench = Bench(faults=Faults(hang=hang), stall_timeout_s=0.02, max_batch_tokens=2)
+
+    async def main() -> None:
+        job = bench.submit(words(62))
+        await until(lambda: bench.backend.num_forwards)
+        await asyncio.sleep(0.1)
+        assert bench.line.trouble() is None
+        await until(lambda: bench.line.trouble())
+        assert "within 0.32 s" in (bench.line.trouble() or "")  # all 32 that it reads
+        hang.set()
+        await job.future
+
+    run(main())
+    assert bench.line.stop()
+
+
 def test_a_late_inspection_is_no_stall_before_its_deadline() -> None:
     bench = Bench(stall_timeout_s=0.05)
     gate = threading.Event()
@@ -623,3 +663,15 @@ def test_a_model_without_embeddings_is_not_tried_out() -> None:
     assert bench.line.stop()
     assert bench.line.trouble() is None
     assert bench.backend.num_forwards == 0
+
+
+def test_a_tokenizer_that_fails_is_not_tried_at_every_look(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(faults=Faults(error=RuntimeError("broken")), canary_interval_s=0.05)
+    time.sleep(0.1)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(5):
+            bench.line.try_out()
+    assert bench.line.stop()
+    assert caplog.text.count("the tokenizer of") == 1
