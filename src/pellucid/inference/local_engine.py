@@ -18,6 +18,8 @@ from pellucid.errors import (
     DeadlineExceeded,
     Forbidden,
     GraphUnavailable,
+    InternalError,
+    ModelNotLoaded,
     NotReady,
     PellucidError,
     WorkerReplaced,
@@ -128,6 +130,9 @@ class LocalEngine:
         except BaseException as error:
             if line.abandon(job) and isinstance(error, asyncio.CancelledError):
                 self._happened("dropped", backend)
+            is_fault = isinstance(error, InternalError | ModelNotLoaded)
+            if is_fault and job.error is not None and error is not job.error:
+                raise job.error from error  # it was given up, and closed under its tokeniser
             raise
         return answer(tokenized, encoded, query=query, model=backend.info, lane=lane)
 
@@ -264,18 +269,18 @@ class LocalEngine:
                     raise WorkerReplaced(
                         model_id=backend.info.model_id, what="was given up", retry_after_s=1
                     )
+                if self._watchdog is None:  # first: a line that nobody watches could hang for ever
+                    self._watchdog = Watchdog(
+                        self._all_lines,
+                        stall_timeout_s=self._settings.stall_timeout_s,
+                        canary_interval_s=self._settings.canary_interval_s,
+                    )
                 line = self._lines[id(backend)] = ModelLine(
                     backend,
                     self._settings,
                     events=self._events,
                     on_condemned=self._give_up,
                 )
-                if self._watchdog is None:
-                    self._watchdog = Watchdog(
-                        self._all_lines,
-                        stall_timeout_s=self._settings.stall_timeout_s,
-                        canary_interval_s=self._settings.canary_interval_s,
-                    )
             return line
 
     def _all_lines(self) -> list[ModelLine]:

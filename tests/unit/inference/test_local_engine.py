@@ -336,6 +336,53 @@ def test_a_model_that_hangs_is_replaced_and_the_next_request_succeeds() -> None:
     assert len(bench.made) >= 2
 
 
+def test_who_is_tokenised_while_the_model_is_given_up_is_told_that_it_was() -> None:
+    bench = Bench()
+
+    async def main() -> None:
+        await bench.engine.embed(ONE)
+        begun, closed = threading.Event(), threading.Event()
+
+        def tokenize_late(*args: Any, **options: Any) -> Any:
+            begun.set()
+            assert closed.wait(5)
+            raise ModelNotLoaded(model_id="fake/default")
+
+        backend = bench.made[0]
+        backend.tokenize_for_embedding = tokenize_late  # type: ignore[method-assign]
+        query = EmbeddingQuery(inputs=["hello world"] * 1_000)
+        task = asyncio.create_task(bench.engine.embed(query))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        bench.engine._line(backend).condemn("hung")
+        closed.set()
+        with pytest.raises(WorkerReplaced):
+            await task
+        assert (await bench.engine.embed(ONE)).vectors.shape == (1, 12)
+        await bench.engine.close()
+
+    run(main())
+
+
+def test_a_model_is_served_only_while_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    def no_thread(*args: Any, **options: Any) -> Watchdog:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(local_engine, "Watchdog", no_thread)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await bench.engine.embed(ONE)
+        await bench.until_idle()
+        await bench.engine.embed(ONE)
+        assert bench.engine._watchdog is not None
+        await bench.engine.close()
+
+    run(main())
+
+
 def test_the_default_model_comes_back_without_being_asked_for() -> None:
     bench = Bench(canary_interval_s=0.02)
 
