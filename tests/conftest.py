@@ -90,6 +90,13 @@ def http(server: str) -> Iterator[httpx.Client]:
         yield client
 
 
+def plain_environment(**changes: str) -> dict[str, str]:
+    """For a process of its own: nothing that whoever runs the tests has set for Pellucid, but the
+    data folder that all share."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PELLUCID_")}
+    return kept | {"PELLUCID_DATA_DIR": _DATA_DIR.name, "OMP_NUM_THREADS": "1"} | changes
+
+
 def plain_settings(**changes: Any) -> Settings:
     """The defaults, whatever the environment of whoever runs the tests says."""
     # Given by name they win over the environment, which cannot be switched off.

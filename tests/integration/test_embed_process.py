@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from conftest import plain_environment
 from tiny_models import build
 
 NUM_ROWS = 3_000
@@ -29,17 +29,12 @@ def command(*arguments: str, model: Path) -> list[str]:
     return [sys.executable, "-m", "pellucid", *arguments, "--model", str(model)]
 
 
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PELLUCID_")}
-    return kept | {"OMP_NUM_THREADS": "1"}
-
-
 def run(*arguments: str, model: Path, folder: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command(*arguments, model=model),
         capture_output=True,
         cwd=folder,
-        env=environment(),
+        env=plain_environment(),
         timeout=START_S,
         check=False,
     )
@@ -54,7 +49,7 @@ def test_killed_and_begun_again_every_row_is_there_once(tmp_path: Path, tiny_enc
         command(*arguments, model=tiny_encoder),
         stderr=subprocess.DEVNULL,
         cwd=tmp_path,
-        env=environment(),
+        env=plain_environment(),
     )
     until = time.monotonic() + START_S
     while not output.exists() or output.stat().st_size == 0:
@@ -91,7 +86,7 @@ def test_a_reader_that_has_enough_is_no_traceback(tmp_path: Path, tiny_encoder: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
-        env=environment(),
+        env=plain_environment(),
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from conftest import plain_environment
 
 # Audit events come from the interpreter itself, whatever library opens the socket.
 _WATCHED = """
@@ -29,8 +30,8 @@ sys.exit(code or bool(asked))
 def test_no_address_is_looked_up_and_no_connection_made(tmp_path: Path) -> None:
     environment = {
         name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PELLUCID_", "HF_", "HUGGING"))
+        for name, value in plain_environment().items()
+        if not name.startswith(("HF_", "HUGGING"))
     }
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED],

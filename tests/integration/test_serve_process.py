@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import pellucid
+from conftest import plain_environment
 from hub_stand_in import HubStandIn
 from pellucid.listening import bind
 from tiny_models import build
@@ -116,7 +117,6 @@ def parsed(line: bytes) -> dict[str, Any]:
 @contextmanager
 def serving(tmp_path: Path, *arguments: str, **environment: str) -> Iterator[Child]:
     stderr_path = tmp_path / "stderr"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PELLUCID_")}
     with stderr_path.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "pellucid", "serve", *arguments],
@@ -124,7 +124,7 @@ def serving(tmp_path: Path, *arguments: str, **environment: str) -> Iterator[Chi
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=tmp_path,
-            env=kept | {"OMP_NUM_THREADS": "1"} | environment,
+            env=plain_environment(**environment),
         )
     child = Child(process, stderr_path=stderr_path)
     reader = Thread(target=child.read, daemon=True)
