@@ -170,23 +170,34 @@ class LocalEngine:
         needs, and another when it has come.
         """
         backend, memory = lease.backend, self._inspection_memory.reservation()
+        waits_from = time.perf_counter()
+
+        def run_now(prepared: Prepared, still_wanted: StillWanted) -> Seen:
+            queue_s = time.perf_counter() - waits_from - prepared.tokenize_ms / 1000
+            name = backend.info.model_id
+            self._events.waited(model_id=name, lane="inspection", queue_s=max(0.0, queue_s))
+            return run_inspection(backend, prepared, still_wanted=still_wanted)
 
         def begin(still_wanted: StillWanted) -> Seen | Prepared:
             prepared = prepare(backend, query, settings=self._settings)
             if not memory.try_take(prepared.working_bytes):
                 return prepared
-            return run_inspection(backend, prepared, still_wanted=still_wanted)
+            return run_now(prepared, still_wanted)
 
         with _Held(lease, memory) as held:
             first, queue_ms = await self._turn(backend, begin, held=held, deadline=deadline)
             if isinstance(first, Seen):
                 return first, queue_ms
             waits_since = time.perf_counter()
-            await memory.take(first.working_bytes)
+            try:
+                await memory.take(first.working_bytes)
+            except asyncio.CancelledError:
+                self._happened("dropped", backend)
+                raise
             memory_ms = (time.perf_counter() - waits_since) * 1000
             seen, second_ms = await self._turn(
                 backend,
-                lambda still_wanted: run_inspection(backend, first, still_wanted=still_wanted),
+                lambda still_wanted: run_now(first, still_wanted),
                 held=held,
                 deadline=deadline,
             )

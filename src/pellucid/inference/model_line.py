@@ -318,8 +318,6 @@ class ModelLine:
             return
         elapsed = time.monotonic() - started
         self._mean_ticket_s += 0.2 * (elapsed - self._mean_ticket_s)
-        queue_s = ticket.queue_ms / 1000
-        self._events.waited(model_id=self._name, lane="inspection", queue_s=queue_s)
 
     def _run_batch(self, batch: LaneBatch) -> None:
         for queue_s in batch.waits:

@@ -569,12 +569,34 @@ def test_the_deadline_comes_while_waiting_for_memory_too() -> None:
         assert holder.try_take(bench.settings.max_inspection_bytes)
         with pytest.raises(DeadlineExceeded):
             await bench.engine.inspect(InspectionQuery(text="hello"))
+        assert bench.events.counts == Counter(dropped=1)
         await bench.until_idle()
         holder.release()
         assert bench.engine._inspection_memory.held_bytes == 0
         assert (await bench.engine.inspect(InspectionQuery(text="hello"))).tokens
 
     run(main())
+
+
+def test_the_wait_of_an_inspection_is_told_once_that_for_memory_with_it() -> None:
+    bench = Bench()
+
+    async def main() -> None:
+        await bench.engine.inspect(InspectionQuery(text="hello"))
+        holder = bench.engine._inspection_memory.reservation()
+        assert holder.try_take(bench.settings.max_inspection_bytes)
+        task = asyncio.create_task(bench.engine.inspect(InspectionQuery(text="hello")))
+        while not bench.engine._inspection_memory.waiting:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        holder.release()
+        assert (await task).tokens
+        await bench.engine.close()
+
+    run(main())
+    (first, _), (second, waited_s) = bench.events.waits
+    assert (first, second) == ("inspection", "inspection")
+    assert waited_s >= 0.05
 
 
 def test_leaving_at_any_moment_leaves_no_memory_taken() -> None:

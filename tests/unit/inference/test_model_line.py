@@ -134,7 +134,7 @@ def test_requests_share_a_batch_and_each_gets_its_own(bench: Bench) -> None:
     assert bench.released == 30
     (batch,) = bench.events.batches
     assert (batch.lane, batch.inputs, batch.padded_tokens) == ("bulk", 30, 180)
-    assert Counter(lane for lane, _ in bench.events.waits) == Counter(bulk=30, inspection=1)
+    assert Counter(lane for lane, _ in bench.events.waits) == Counter(bulk=30)
     assert all(queue_s >= 0 for _, queue_s in bench.events.waits)
 
 
