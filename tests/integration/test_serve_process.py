@@ -199,9 +199,10 @@ def test_a_download_tells_its_progress_and_a_second_start_does_not_download(
         about_model = [kind for kind in child.types if kind != "server_ready"]
         assert about_model[0] == expected
         assert about_model[-1] == "model_loaded"
-        assert set(about_model[1:-1]) <= (
-            {"download_progress"} if expected == "download_started" else set()
-        )
+        first = expected == "download_started"
+        between = {"download_progress", "model_converting"} if first else set()
+        assert set(about_model[1:-1]) <= between
+        assert ("model_converting" in about_model) == first
     assert parsed(child.lines[-1])["data"]["model"] == "owner/tiny"
 
 

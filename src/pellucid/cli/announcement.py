@@ -79,8 +79,8 @@ class TerminalAnnouncement:
             case "model_cached":
                 return [f"{data['model']} is on this machine, loading it"]
             case "model_converting":
-                seconds = "ten seconds to some minutes"
-                return [f"{data['model']} is converted for OpenVINO, once: {seconds}"]
+                lasts = "takes from ten seconds to a few minutes"
+                return [f"{data['model']} is converted for OpenVINO, once; that {lasts}"]
             case "model_loaded":
                 return [f"[green]ready:[/] {data['model']}, {data['dimensions']} dimensions"]
             case "server_ready":
