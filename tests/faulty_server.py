@@ -186,7 +186,7 @@ def main() -> None:
             raise OSError("told to")
         return FaultyBackend(faults)
 
-    composition._loader = lambda _: load  # type: ignore[assignment]
+    composition._loader = lambda *_: load  # type: ignore[assignment]
     Locator.of = lambda _: FakeLocator()  # type: ignore[assignment,method-assign,misc]
     run_server(settings, listening.bind(settings.host, settings.port), announcement)
 
