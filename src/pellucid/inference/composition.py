@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from pellucid.errors import GraphUnavailable
 from pellucid.inference.events import IGNORED, InferenceEvents
@@ -40,6 +42,7 @@ def build_engine(
         limits=limits,
         memory_of=lambda size, runtime: _memory_of(size, runtime, settings),
         progress=progress,
+        prepare=_converter(settings, progress),
     )
     return LocalEngine(pool, settings, embeds_with=_embedding_runtime(settings), events=events)
 
@@ -51,23 +54,59 @@ def _embedding_runtime(settings: Settings) -> Runtime:
     return settings.embedding_runtime
 
 
+def _converter(
+    settings: Settings, progress: ProgressListener
+) -> Callable[[ModelSource, Runtime], None]:
+    """Makes the graph that a model lacks, which may take minutes; one at a time."""
+    converting = threading.Lock()
+
+    def convert(source: ModelSource, runtime: Runtime) -> None:
+        from pellucid.models.graph.eligibility import require_encoder
+        from pellucid.models.graph.obtaining import is_kept, obtain
+
+        if runtime == "torch":
+            return
+        _require_openvino(source)
+        require_encoder(source)
+        graphs_dir, quantization = _graphs_dir(settings), settings.quantization
+        if is_kept(source, graphs_dir=graphs_dir, quantization=quantization):
+            return
+        with converting:
+            obtain(
+                source,
+                graphs_dir=graphs_dir,
+                quantization=quantization,
+                trust_remote_code=settings.trust_remote_code,
+                num_threads=settings.num_threads,
+                progress=progress,
+            )
+
+    return convert
+
+
+def _require_openvino(source: ModelSource) -> None:
+    """Raises GraphUnavailable."""
+    try:
+        import pellucid.models.openvino_backend  # noqa: F401
+    except ImportError as error:  # a library that this machine lacks, say
+        reason = f"OpenVINO cannot be imported ({error})"
+        raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
+
+
+def _graphs_dir(settings: Settings) -> Path:
+    return settings.data_dir.expanduser() / "graphs"
+
+
 def _loader(settings: Settings, progress: ProgressListener) -> Loader:
     def load(source: ModelSource, runtime: Runtime) -> Backend:
         return load_graph(source) if runtime == "openvino" else load_transformer(source)
 
     def load_graph(source: ModelSource) -> Backend:
-        from pellucid.models.graph.eligibility import require_encoder
+        from pellucid.models.openvino_backend import OpenVinoBackend
 
-        try:
-            from pellucid.models.openvino_backend import OpenVinoBackend
-        except ImportError as error:  # a library that this machine lacks, say
-            reason = f"OpenVINO cannot be imported ({error})"
-            raise GraphUnavailable(model_id=source.model_id, reason=reason) from error
-
-        require_encoder(source)
         return OpenVinoBackend.load(
             source,
-            graphs_dir=settings.data_dir.expanduser() / "graphs",
+            graphs_dir=_graphs_dir(settings),
             quantization=settings.quantization,
             precision=settings.embedding_precision,
             min_parity=settings.min_parity,

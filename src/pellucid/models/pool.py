@@ -105,11 +105,15 @@ class ModelPool:
         limits: PoolLimits,
         memory_of: Callable[[SourceSize, Runtime], int] = lambda size, _: size.weights_bytes,
         progress: ProgressListener = ignore_progress,
+        prepare: Callable[[ModelSource, Runtime], None] = lambda *_: None,
     ) -> None:
+        """``prepare`` does what takes long before a model can be loaded, and no memory of this
+        process; other models are loaded meanwhile."""
         self.locator = locator
         self.limits = limits
         self.memory_of = memory_of
         self._loader = loader
+        self._prepare = prepare
         self._progress = progress
         self._residency = residency = Residency(limits)
         self._state = residency.state  # one lock for all: guards everything below, too
@@ -223,6 +227,7 @@ class ModelPool:
             # What lies on this machine waits for no download of others.
             with self._download_slots if size.download_bytes else nullcontext():
                 source = self.locator.locate(ref, progress=self._progress)
+            self._prepare(source, runtime)
             return self._load(replace(key, revision=source.revision), runtime, source, needed)
 
     @contextmanager

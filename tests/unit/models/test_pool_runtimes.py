@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from fake_pool import FakeLoader, FakeLocator
 from pellucid.errors import GraphUnavailable, ModelInUse, NoFreeModelSlot
-from pellucid.models.backend import ModelRef
+from pellucid.models.backend import ModelRef, Runtime
 from pellucid.models.fake.backend import FakeBackend
 from pellucid.models.pool import ModelPool, PoolLimits
+from pellucid.models.sources.source import ModelSource
 
 A, B = ModelRef(model_id="a"), ModelRef(model_id="b")
 
@@ -18,6 +21,38 @@ def make_pool(loader: FakeLoader, *, budget: int = 1_000, max_loaded_models: int
         memory_budget=lambda: budget, max_loaded_models=max_loaded_models, room_timeout_s=0.05
     )
     return ModelPool(FakeLocator(), loader, limits=limits)
+
+
+def test_what_takes_long_keeps_no_other_model_waiting() -> None:
+    converting, done = threading.Event(), threading.Event()
+
+    def prepare(source: ModelSource, runtime: Runtime) -> None:
+        if runtime == "openvino":
+            converting.set()
+            assert done.wait(10)
+
+    limits = PoolLimits(memory_budget=lambda: 1_000)
+    pool = ModelPool(FakeLocator(), FakeLoader(), limits=limits, prepare=prepare)
+    slow = pool.request(A, "openvino")
+    assert converting.wait(10)
+    pool.request(B).result(timeout=5).release()
+    pool.request(A).result(timeout=5).release()
+    assert not slow.done()
+    done.set()
+    slow.result(timeout=5).release()
+
+
+def test_what_cannot_be_prepared_is_told_and_frees_its_place() -> None:
+    def refuse(source: ModelSource, runtime: Runtime) -> None:
+        if runtime == "openvino":
+            raise GraphUnavailable(model_id=source.model_id, reason="it has none")
+
+    limits = PoolLimits(memory_budget=lambda: 1_000)
+    pool = ModelPool(FakeLocator(), FakeLoader(), limits=limits, prepare=refuse)
+    for _ in range(2):
+        with pytest.raises(GraphUnavailable, match="it has none"):
+            pool.request(A, "openvino").result(timeout=5)
+    pool.request(A).result(timeout=5).release()
 
 
 def places(pool: ModelPool) -> list[tuple[str, str]]:

@@ -16,6 +16,12 @@ from pellucid.progress import ProgressEvent, ProgressListener, ignore_progress
 _logger = logging.getLogger(__name__)
 
 
+def is_kept(source: ModelSource, *, graphs_dir: Path, quantization: Quantization) -> bool:
+    """Whether a model's graph lies on the disk, sound or not. Raises OSError."""
+    key = GraphKey.of(source.model_id, source.revision, quantization)
+    return GraphStore(graphs_dir).path(key).is_dir()
+
+
 def obtain(
     source: ModelSource,
     *,
