@@ -187,6 +187,7 @@ def main() -> None:
         return FaultyBackend(faults)
 
     composition._loader = lambda *_: load  # type: ignore[assignment]
+    composition._converter = lambda *_: lambda *_: None  # type: ignore[assignment]
     Locator.of = lambda _: FakeLocator()  # type: ignore[assignment,method-assign,misc]
     run_server(settings, listening.bind(settings.host, settings.port), announcement)
 
