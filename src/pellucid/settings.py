@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -65,7 +65,9 @@ class Settings(BaseSettings):
 
     # --- what it keeps, where
     data_dir: Path = Field(
-        Path("~/.local/share/pellucid"), description="Folder for everything that Pellucid keeps."
+        Path("~/.local/share/pellucid"),
+        validate_default=True,
+        description="Folder for everything that Pellucid keeps.",
     )
     local_models_dir: Path | None = Field(
         None,
@@ -227,6 +229,16 @@ class Settings(BaseSettings):
         description="Categories whose debug lines are shown too, comma separated "
         "(e.g. SIDECAR-SERVICE, MODELS, HUB, INFERENCE, API).",
     )
+
+    @field_validator("data_dir", "hub_cache_dir")
+    @classmethod
+    def _has_a_place(cls, folder: Path | None) -> Path | None:
+        """A user without a home, as in some containers, is told so before anything begins."""
+        try:
+            return folder and folder.expanduser()
+        except RuntimeError as error:
+            problem = "this user has no home folder; set HOME, or a folder that needs none"
+            raise ValueError(problem) from error
 
 
 def variables_of(name: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from conftest import plain_settings
 from hub_stand_in import HubStandIn
 from pellucid import __version__, errors
 from pellucid.cli.app import app
+from pellucid.cli.options import settings_from
 from pellucid.inference.engine import EmbeddingQuery, Embeddings, Inspection, InspectionQuery
 from pellucid.inference.inspection import inspect
 from pellucid.models.fake.backend import FakeBackend
@@ -89,6 +90,19 @@ def test_no_flag_takes_a_token() -> None:
 
 
 # ------------------------------------------------------------------------------------- inspect
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(folder: Path) -> Path:
+        if folder.parts[0] == "~":
+            raise RuntimeError("Could not determine home directory.")
+        return folder
+
+    monkeypatch.delenv("PELLUCID_DATA_DIR", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(errors.InvalidSettings, match="set HOME"):
+        settings_from()
+    assert settings_from(data_dir=Path("/data")).data_dir == Path("/data")
 
 
 def test_inspect_has_no_graph_made(monkeypatch: pytest.MonkeyPatch) -> None:
