@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pellucid.models.graph.buckets import full_rows
+
 T = TypeVar("T")
 
 # Padding that a batch may hold: running a short input beside a long one costs its padding, running
@@ -41,9 +43,10 @@ class InputsByLength(Generic[T]):
             while entries:
                 if is_wanted(entries[0]):
                     width = width or band
+                    is_full = len(batch) >= full_rows(width, max_tokens=max_tokens)
                     padded = width * (len(batch) + 1)
                     most_padding = max(_FREE_PADDING_TOKENS, _MAX_PADDING_SHARE * padded)
-                    if batch and (padded > max_tokens or padding + width - band > most_padding):
+                    if batch and (is_full or padding + width - band > most_padding):
                         return batch
                     batch.append(entries[0])
                     padding += width - band
