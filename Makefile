@@ -52,7 +52,7 @@ run: install
 	@$(BIN)/pellucid serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install
 	@$(BIN)/ruff format --check .

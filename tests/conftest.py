@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,15 +26,18 @@ from stub_engine import StubEngine
 _LOAD_S = 120.0
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
-# One data folder for all, also for servers in processes of their own: a model is converted once.
-_DATA_DIR = tempfile.TemporaryDirectory(prefix="pellucid-tests-")
-os.environ["PELLUCID_DATA_DIR"] = _DATA_DIR.name
+# One data folder for all, also for servers and test workers in processes of their own: a model is
+# converted once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["PELLUCID_DATA_DIR"] = tempfile.mkdtemp(prefix="pellucid-tests-")
+_DATA_DIR = Path(os.environ["PELLUCID_DATA_DIR"])
 
 MakeClient = Callable[..., TestClient]
 
 
 def pytest_unconfigure() -> None:
-    _DATA_DIR.cleanup()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(_DATA_DIR, ignore_errors=True)
 
 
 @pytest.fixture
@@ -94,12 +98,12 @@ def plain_environment(**changes: str) -> dict[str, str]:
     """For a process of its own: nothing that whoever runs the tests has set for Pellucid, but the
     data folder that all share."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PELLUCID_")}
-    return kept | {"PELLUCID_DATA_DIR": _DATA_DIR.name, "OMP_NUM_THREADS": "1"} | changes
+    return kept | {"PELLUCID_DATA_DIR": str(_DATA_DIR), "OMP_NUM_THREADS": "1"} | changes
 
 
 def plain_settings(**changes: Any) -> Settings:
     """The defaults, whatever the environment of whoever runs the tests says."""
     # Given by name they win over the environment, which cannot be switched off.
     defaults = {name: field.get_default() for name, field in Settings.model_fields.items()}
-    defaults["data_dir"] = Path(_DATA_DIR.name)
+    defaults["data_dir"] = _DATA_DIR
     return Settings(_env_file=None, **{**defaults, **changes})

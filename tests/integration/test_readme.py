@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,12 @@ def _assert_matches(actual: Any, expected: Any, where: str = "answer") -> None:
         assert math.isclose(actual, expected, rel_tol=2e-3, abs_tol=abs_tol), f"{where}: {actual}"
     else:
         assert actual == expected, f"{where}: {actual!r}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded(server: str) -> None:
+    """Another test may have unloaded the model; a reader's server has just loaded it."""
+    httpx.post(f"{server}/embed", json={"texts": ["ready"]}, timeout=60).raise_for_status()
 
 
 @pytest.mark.parametrize(("language", "source", "kind", "printed"), _cases())

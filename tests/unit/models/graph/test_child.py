@@ -104,9 +104,10 @@ def test_a_refusal_is_remembered(script: Script, tmp_path: Path) -> None:
 
 def test_it_has_a_time_limit(script: Script, tmp_path: Path) -> None:
     script("time.sleep(60)")
+    others = psutil.Process().children()  # servers of other tests
     with pytest.raises(GraphUnavailable, match=r"took over 0 s"):
         convert(tmp_path, timeout_s=0.3)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:

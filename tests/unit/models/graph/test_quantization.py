@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def quantized(
         patch.setattr(quantization, "calibration_texts", lambda: texts)
         convert(
             ConversionRequest(
-                source=source_of(tiny_folder("bert")),
+                source=replace(source_of(tiny_folder("bert")), revision="a" * 40),
                 folder=folder,
                 quantization="int8",
                 trust_remote_code=False,
