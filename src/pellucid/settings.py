@@ -170,9 +170,13 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         1_024, gt=0, description="Tokens (padding counted) in one embedding batch."
     )
-    max_waiting: int = Field(256, gt=0, description="Requests that may wait for one model.")
+    max_waiting: int = Field(
+        256, gt=0, description="Requests that may wait for one model in each lane."
+    )
     max_waiting_tokens: int = Field(
-        4_000_000, gt=0, description="Tokens of embedding requests that may wait for one model."
+        4_000_000,
+        gt=0,
+        description="Tokens of embedding requests that may wait for one model in each lane.",
     )
     interactive_inputs: int = Field(
         8,

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from conftest import MakeClient
 from pellucid.api.docs_page import docs_page
 from pellucid.api.openapi import openapi_document, openapi_text
-from pellucid.errors import PellucidError
+from pellucid.errors import NotReady, PellucidError
 from stub_engine import StubEngine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,3 +190,15 @@ def test_the_commands_sign_in_where_a_token_is_needed(
     signs_in = "-H 'Authorization: Bearer TOKEN'"
     assert signs_in in html.unescape(make_client(engine, auth_token="t").get("/docs").text)
     assert signs_in not in html.unescape(client.get("/docs").text)
+
+
+def test_an_answer_that_was_meant_is_logged_without_one(
+    client: TestClient, engine: StubEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.error = NotReady(phase="shutting down", retry_after_s=5)
+    with caplog.at_level(logging.ERROR, logger="pellucid.api"):
+        client.post("/embed", json={"texts": ["a"]})
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert isinstance(record.msg, dict)
+    assert record.msg["code"] == "not_ready"

@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 from pellucid.api import problems
 from pellucid.api.head import answers_head
 from pellucid.api.validation import invalid_request
-from pellucid.errors import Forbidden, InvalidRequest, PellucidError, Unauthorized
+from pellucid.errors import (
+    Forbidden,
+    InvalidRequest,
+    PellucidError,
+    Refused,
+    Unauthorized,
+    WorkerReplaced,
+)
 from pellucid.telemetry import API_LOG, get_logger
 
 STATUS_OF: dict[str, int] = {
@@ -240,7 +247,10 @@ def request_id_of(scope: Mapping[str, Any]) -> str:
 async def _on_pellucid_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PellucidError)
     if status_of(type(error)) >= 500:
-        get_logger(API_LOG).error("request failed", code=error.code, exc_info=error)
+        # Where it was raised says nothing of errors that come in storms, as while shutting down.
+        is_foreseen = isinstance(error, Refused | WorkerReplaced) and error.__cause__ is None
+        log = get_logger(API_LOG)
+        log.error("request failed", code=error.code, exc_info=None if is_foreseen else error)
     return _answer(request, error)
 
 

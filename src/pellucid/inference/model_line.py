@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pellucid.errors import (
     CapabilityMissing,
@@ -104,7 +104,7 @@ class ModelLine:
         future: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         job = EmbeddingJob(lane, future=future, on_done=on_done, stops_at_error=stops_at_error)
         with self._changed:
-            self._admit()
+            self._admit(lane)
             self._jobs.add(job)
         return job
 
@@ -165,7 +165,7 @@ class ModelLine:
         """
         ticket = Ticket(work, on_done, deadline=deadline)
         with self._changed:
-            self._admit()
+            self._admit("inspection")
             self._tickets.append(ticket)  # type: ignore[arg-type]  # only its own caller reads T
             self._changed.notify()
         return ticket
@@ -183,29 +183,28 @@ class ModelLine:
         """What waits in each lane, inspections among them."""
         with self._changed:
             waiting: dict[str, Waiting] = {
-                name: Waiting(
-                    requests=sum(
-                        job.lane == name and job.is_waiting and not job.is_trial
-                        for job in self._jobs
-                    ),
-                    tokens=lane.waiting_tokens,
-                )
+                name: Waiting(requests=self._num_waiting(name), tokens=lane.waiting_tokens)
                 for name, lane in self._lanes.items()
             }
-            inspections = sum(ticket.is_waiting for ticket in self._tickets)
+            inspections = self._num_waiting("inspection")
         return {**waiting, "inspection": Waiting(requests=inspections)}
 
-    def _num_waiting(self) -> int:
-        jobs = sum(job.is_waiting and not job.is_trial for job in self._jobs)
-        return jobs + sum(ticket.is_waiting for ticket in self._tickets)
+    def _num_waiting(self, lane: Priority | Literal["inspection"] | None = None) -> int:
+        """Requests of one kind, or of all."""
+        jobs = (job for job in self._jobs if lane is None or job.lane == lane)
+        waiting = sum(job.is_waiting and not job.is_trial for job in jobs)
+        if lane in (None, "inspection"):
+            waiting += sum(ticket.is_waiting for ticket in self._tickets)
+        return waiting
 
-    def _admit(self) -> None:
-        """Raises Overloaded, NotReady, WorkerReplaced."""
+    def _admit(self, lane: Priority | Literal["inspection"]) -> None:
+        """Each lane has its own limit, so that many bulk requests keep nobody else out. Raises
+        Overloaded, NotReady, WorkerReplaced."""
         if self._condemned is not None:
             raise self._replaced(self._condemned)
         if self._stopping:
             raise NotReady(phase="shutting down", retry_after_s=_RETRY_S)
-        waiting = self._num_waiting()
+        waiting = self._num_waiting(lane)
         if waiting >= self._settings.max_waiting:
             self._happened("refused")
             per_s = self._pace.throughput(time.monotonic())
@@ -233,7 +232,7 @@ class ModelLine:
         if per_s is not None:  # what can be done before it, if it shall be done in time
             left_s = max(0.0, min(timeout_s, most_s) - tokens / per_s)
             room = min(room, int(per_s * left_s))
-        waiting = sum(lane.waiting_tokens for lane in self._lanes.values())
+        waiting = self._lanes[lane].waiting_tokens
         is_full = waiting + tokens > self._settings.max_waiting_tokens
         if ahead > room or (waiting and is_full):  # alone it is let in whatever its size
             raise Overloaded(

@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 _INLINE_CHARACTERS = 2_000  # about 100 us; a hop to another thread and back takes longer
 _INLINE_IDS = 20_000  # ids are only checked
+_INLINE_INPUTS = 32  # each costs something of its own, however short it is
 _MAX_THREADS = 8
 
 
@@ -38,4 +39,5 @@ def is_short(inputs: Sequence[str | Sequence[int]]) -> bool:
     """Whether tokenising takes less than handing it to a thread."""
     characters = sum(len(given) for given in inputs if isinstance(given, str))
     ids = sum(len(given) for given in inputs if not isinstance(given, str))
-    return characters <= _INLINE_CHARACTERS and ids <= _INLINE_IDS
+    is_small = characters <= _INLINE_CHARACTERS and ids <= _INLINE_IDS
+    return is_small and len(inputs) <= _INLINE_INPUTS

@@ -219,7 +219,7 @@ def test_bulk_batches_are_short_while_interactive_requests_are_about() -> None:
 
 
 def test_requests_beyond_the_limit_are_refused_until_one_has_gone() -> None:
-    bench = Bench(max_waiting=3)
+    bench = Bench(max_waiting=2)
 
     async def main() -> None:
         with bench.held_up():
@@ -227,7 +227,7 @@ def test_requests_beyond_the_limit_are_refused_until_one_has_gone() -> None:
             opened = bench.line.open("bulk", on_done=lambda: None, stops_at_error=True)
             bench.line.run(lambda still_wanted: None, on_done=lambda: None)
             assert bench.line.waiting == 3
-            with pytest.raises(Overloaded, match="3 requests wait for fake/tiny, the limit is 3"):
+            with pytest.raises(Overloaded, match="2 requests wait for fake/tiny, the limit is 2"):
                 bench.submit("b")
             assert bench.line.abandon(opened)  # still being tokenised: its place is free at once
             second = bench.submit("c")
@@ -241,6 +241,25 @@ def test_requests_beyond_the_limit_are_refused_until_one_has_gone() -> None:
     assert bench.line.stop()
     assert bench.events.counts == Counter(refused=1)
     assert bench.released == 3  # those that were let in, whatever became of them
+
+
+def test_a_full_lane_keeps_nobody_out_of_the_others() -> None:
+    bench = Bench(max_waiting=2, max_waiting_tokens=20)
+
+    async def main() -> None:
+        with bench.held_up():
+            bulk = [bench.submit(words(6)), bench.submit(words(6))]
+            with pytest.raises(Overloaded):
+                bench.submit("late")
+            overtakes = [bench.submit(words(6), lane="interactive") for _ in range(2)]
+            with pytest.raises(Overloaded):
+                bench.submit("late", lane="interactive")
+            ticket = bench.line.run(lambda still_wanted: "seen", on_done=lambda: None)
+        await asyncio.gather(*(job.future for job in (*bulk, *overtakes)))
+        assert await asyncio.wrap_future(ticket.future) == "seen"
+
+    run(main())
+    assert bench.line.stop()
 
 
 def test_tokens_beyond_the_limit_are_refused() -> None:
