@@ -3,7 +3,7 @@
 #   make run        set up, start the server, with something to look at
 #   make test       set up, run every test that this machine can run
 #   make check      formatting, lint, types
-#   make bench      measure, side by side with plain services and peers (BENCH=quick: in 3 minutes)
+#   make bench      measure, side by side with plain services and peers (10 minutes; BENCH=quick: 5)
 #   make bench-peers  set up the peers in .venv-peers, measure side by side with them
 #   make contract   regenerate contract/openapi.json and the generated pages of docs/
 #   make install    only set up

@@ -34,8 +34,7 @@ def filled(page: str, directory: Path = RESULTS_DIR) -> str:
 
 def _section(run: Mapping[str, Any]) -> str:
     machine = run["machine"]
-    names = {**machine, **run["peers"]}
-    versions = ", ".join(f"{name} {names[name]}" for name in _VERSIONS if name in names)
+    versions = ", ".join(f"{name} {machine[name]}" for name in _VERSIONS if name in machine)
     peers = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
     head = [
         f"{run['made'][:10]}, commit `{machine['commit']}`, size `{run['size']}`: "

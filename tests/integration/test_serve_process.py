@@ -170,8 +170,7 @@ def test_stdout_is_the_contract_s_whatever_libraries_print(tmp_path: Path) -> No
         begin = time.monotonic()
         assert child.finish() == 0, child.stderr()
         assert time.monotonic() - begin < END_S
-    # Converted or not: servers of other tests share the folder of graphs.
-    about_model = [k for k in child.types if k not in ("server_ready", "model_converting")]
+    about_model = [kind for kind in child.types if kind != "server_ready"]
     assert about_model == ["model_cached", "model_loaded"]
     events = {parsed(line)["type"]: parsed(line)["data"] for line in child.lines}
     assert events["model_cached"] == {"model": DEFAULT_MODEL}
@@ -200,9 +199,7 @@ def test_a_download_tells_its_progress_and_a_second_start_does_not_download(
         assert about_model[0] == expected
         assert about_model[-1] == "model_loaded"
         first = expected == "download_started"
-        between = {"download_progress", "model_converting"} if first else set()
-        assert set(about_model[1:-1]) <= between
-        assert ("model_converting" in about_model) == first
+        assert set(about_model[1:-1]) <= ({"download_progress"} if first else set())
     assert parsed(child.lines[-1])["data"]["model"] == "owner/tiny"
 
 

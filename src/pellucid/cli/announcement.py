@@ -31,7 +31,8 @@ class LineAnnouncement:
         self._lines = ProgressLines(stdout.fileno())
 
     def __call__(self, event: ProgressEvent) -> None:
-        self._lines(event)
+        if event.type != "model_converting":  # no word of the contract; GET /ready has it
+            self._lines(event)
 
     def show_token(self, token: str) -> None:
         sys.stderr.write(_token_sentence(token) + "\n")
