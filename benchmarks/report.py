@@ -13,16 +13,19 @@ from typing import Any
 from benchmarks.results import RESULTS_DIR, newest_results
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-SUITES = ("embedding", "peers")
+_NO_RUN = {
+    "embedding": "Not measured yet.",
+    "peers": "No run of its own yet: the peers took part in the run above.",
+}
 _MET = {True: "met", False: "**missed**", None: ""}
 _VERSIONS = ("python", "pellucid", "torch", "transformers", "sentence-transformers", "openvino")
 
 
 def filled(page: str, directory: Path = RESULTS_DIR) -> str:
     """The page with the tables between its marks made anew."""
-    for suite in SUITES:
+    for suite in _NO_RUN:
         run = newest_results(suite, directory)
-        table = "Not measured yet." if run is None else _section(run)
+        table = _NO_RUN[suite] if run is None else _section(run)
         begin, end = f"<!-- {suite} -->\n", f"<!-- end of {suite} -->"
         before, place, rest = page.partition(begin)
         _, end_of_place, after = rest.partition(end)
