@@ -55,7 +55,7 @@ def test_it_passed_its_test_at_load(graph: OpenVinoBackend) -> None:
 
 
 def test_vectors_are_torchs(graph: OpenVinoBackend, batch: Batch, expected: Float32) -> None:
-    assert cosines(graph.encode(batch), expected).min() > 0.9995
+    assert cosines(graph.encode(batch), expected).min() > 0.9999  # of one word, too
     np.testing.assert_allclose(graph.encode(batch, exact=True), expected, atol=1e-5)
 
 

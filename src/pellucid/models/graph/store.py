@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from pellucid.models.backend import Quantization
 from pellucid.models.sources.local_folder import is_fingerprint
 
-FORMAT = 1  # of a folder's files; another number is another key
+FORMAT = 2  # of a folder's files; another number is another key
 MANIFEST = "manifest.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 80

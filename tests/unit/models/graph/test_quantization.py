@@ -76,7 +76,6 @@ def test_the_encoders_products_are_int8_but_for_the_most_sensitive_one(
     exact = [name for name, is_int8 in small.items() if not is_int8]
     first, *outside = exact
     assert "encoder.layer.0.output.dense" in first
-    assert outside
     assert not any(name.startswith("__module.encoder.") for name in outside)
     assert len(exact) < len(small) / 2
 
