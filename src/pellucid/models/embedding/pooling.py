@@ -167,7 +167,7 @@ def pooled(token_embeddings: Tensor, real: Tensor, kept: Tensor, *, mode: Poolin
     weights = (_ranks(real) * kept if mode == "weighted_mean" else kept).to(token_embeddings.dtype)
     finite = token_embeddings.masked_fill(~kept.unsqueeze(-1), 0)
     # A sum, not a product of matrices: before one OpenVINO would keep every step in bfloat16, a
-    # tenth faster, but short texts would fall below a cosine of 0.9999.
+    # fifth faster, but short texts would fall below a cosine of 0.9999.
     total = (finite * weights.unsqueeze(-1)).sum(dim=1)
     count = weights.sum(dim=1, keepdim=True)
     return total / (count.sqrt() if mode == "mean_sqrt_len" else count)
